@@ -1,0 +1,1 @@
+"""The laboratory: stand-in enclaves, a fake NSM, captures. Never shipped in the wheel."""
