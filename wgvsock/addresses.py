@@ -108,9 +108,7 @@ def parse_address(text: str) -> Address:
     match scheme:
         case "vsock":
             cid, _, port = rest.partition(":")
-            return VsockAddress(
-                Cid(_number(cid, "CID", _MAX_U32, text)), Port(_number(port, "port", _MAX_U32, text))
-            )
+            return VsockAddress(Cid(_number(cid, "CID", _MAX_U32, text)), Port(_number(port, "port", _MAX_U32, text)))
         case "unix":
             return UnixAddress(_path(rest, text))
         case "hybrid":

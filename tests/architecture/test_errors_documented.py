@@ -1,0 +1,41 @@
+"""Every error code is unique to a meaning and has its line in docs/errors.md."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import wgvsock
+from wgvsock.errors import WgvsockError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _subclasses(kind: type[WgvsockError]) -> Iterator[type[WgvsockError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _subclasses(child)
+
+
+def _all_errors() -> set[type[WgvsockError]]:
+    for module in pkgutil.walk_packages(wgvsock.__path__, "wgvsock."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    return {kind for kind in _subclasses(WgvsockError) if kind.__module__.startswith("wgvsock")}
+
+
+def test_every_code_is_documented_and_no_other() -> None:
+    used = {kind.code for kind in _all_errors()}
+    documented = set(re.findall(r"WGV-E\d{3}", (ROOT / "docs/errors.md").read_text()))
+    assert used == documented
+
+
+def test_a_code_means_one_thing() -> None:
+    # A subclass may share its parent's code (the attestation checks do); strangers may not share one.
+    owners: dict[str, type[WgvsockError]] = {}
+    for kind in sorted(_all_errors(), key=lambda kind: len(kind.__mro__)):
+        owner = owners.setdefault(kind.code, kind)
+        assert issubclass(kind, owner), f"{kind.__name__} and {owner.__name__} share {kind.code}"
