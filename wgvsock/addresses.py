@@ -2,7 +2,8 @@
 
 Text forms (``parse_address`` and ``str()`` are inverse):
 
-* ``vsock:16:51820``            AF_VSOCK, context identifier (CID) 16, port 51820 (vsock(7))
+* ``vsock:16:51820``            AF_VSOCK, context identifier (CID) 16, port 51820 (vsock(7)); ``vm(16):51820``,
+  ``host(2):…``, ``local(1):…`` and ``hypervisor(0):…``, as Go programs print them, are read as well
 * ``unix:/run/enclave.sock``    Unix stream socket
 * ``hybrid:/run/v.sock:51820``  Unix stream socket of a virtual machine monitor that forwards ``CONNECT 51820`` to the
   guest's vsock port ("hybrid vsock": Firecracker, Cloud Hypervisor, vhost-device-vsock)
@@ -12,6 +13,7 @@ Text forms (``parse_address`` and ``str()`` are inverse):
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Final, NewType
 
@@ -35,6 +37,8 @@ PROVISIONING_PORT: Final = Port(51821)
 
 _MAX_U32: Final = 0xFFFFFFFF
 _MAX_PATH: Final = 107  # sun_path holds 108 bytes with its final NUL (unix(7))
+_NAMED_CID: Final = re.compile(r"([a-z]+)\(([0-9]{1,10})\)")
+_CID_NAMES: Final = {VMADDR_CID_HYPERVISOR: "hypervisor", VMADDR_CID_LOCAL: "local", VMADDR_CID_HOST: "host"}
 _FORMS: Final = "vsock:CID:PORT, unix:PATH, hybrid:PATH:PORT, tcp:IP:PORT or udp:IP:PORT"
 
 
@@ -118,6 +122,8 @@ def parse_address(text: str) -> Address:
             return TcpAddress(*_ip_port(rest, text))
         case "udp":
             return UdpAddress(*_ip_port(rest, text))
+        case _ if (named := _named_cid(scheme)) is not None:
+            return VsockAddress(named, Port(_number(rest, "port", _MAX_U32, text)))
         case _:
             raise _malformed(text, "its kind is unknown")
 
@@ -140,17 +146,27 @@ def vsock_to_ipv4(address: VsockAddress) -> str:
 
 
 def vsock_from_ipv4(text: str) -> VsockAddress:
-    """Inverse of `vsock_to_ipv4`; a plain decimal CID (``16:51820``) is accepted as well, as ``wg`` passes it on.
+    """Inverse of `vsock_to_ipv4`; a decimal CID (``16:51820``) and ``vm(16):51820`` are accepted as well.
 
     Raises:
-        ConfigurationError: The host is neither an IPv4 address nor a decimal number, or a number is out of range.
+        ConfigurationError: The host is none of the three, or a number is out of range.
     """
     host, _, port = text.rpartition(":")
     try:
         cid = int(ipaddress.IPv4Address(host))
     except ValueError:
-        cid = _number(host, "CID", _MAX_U32, text)
+        named = _named_cid(host)
+        cid = _number(host, "CID", _MAX_U32, text) if named is None else named
     return VsockAddress(Cid(cid), Port(_number(port, "port", _MAX_U32, text)))
+
+
+def _named_cid(text: str) -> Cid | None:
+    """CID of ``hypervisor(0)``, ``local(1)``, ``host(2)`` or ``vm(N)`` with N of 3 and more; None for anything else."""
+    found = _NAMED_CID.fullmatch(text)
+    cid = int(found[2]) if found else _MAX_U32 + 1
+    if found is None or cid > _MAX_U32 or found[1] != _CID_NAMES.get(cid, "vm"):
+        return None
+    return Cid(cid)
 
 
 def _host_port(host: str, port: Port) -> str:

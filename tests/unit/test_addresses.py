@@ -52,6 +52,10 @@ def test_parse_is_the_inverse_of_str(address: Address) -> None:
         ("tcp:127.0.0.1:51820", TcpAddress("127.0.0.1", WIREGUARD_PORT)),
         ("udp:[::1]:1", UdpAddress("::1", Port(1))),
         ("udp:[0:0::1]:1", UdpAddress("::1", Port(1))),
+        ("vm(6):51820", VsockAddress(Cid(6), WIREGUARD_PORT)),
+        ("host(2):51820", VsockAddress(Cid(2), WIREGUARD_PORT)),
+        ("local(1):1", VsockAddress(Cid(1), Port(1))),
+        ("hypervisor(0):9000", VsockAddress(Cid(0), Port(9000))),
     ],
 )
 def test_known_forms(text: str, address: Address) -> None:
@@ -64,6 +68,11 @@ def test_known_forms(text: str, address: Address) -> None:
         ("", "names no kind"),
         ("16", "names no kind"),
         ("pipe:/x", "kind is unknown"),
+        ("vm(2):5", "kind is unknown"),  # CID 2 is the host
+        ("host(3):5", "kind is unknown"),
+        ("vm(4294967296):5", "kind is unknown"),
+        ("vm(6)", "names no kind"),
+        ("vm(6):", "port is no decimal"),
         ("vsock:16", "port is no decimal"),
         ("vsock:-1:5", "CID is no decimal"),
         ("vsock:4294967296:5", "CID is no decimal"),
@@ -105,6 +114,7 @@ def test_stream_address_refuses_udp() -> None:
 def test_wg_text_of_a_vsock_address() -> None:
     assert vsock_to_ipv4(VsockAddress(Cid(6), WIREGUARD_PORT)) == "0.0.0.6:51820"
     assert vsock_from_ipv4("16:51820") == VsockAddress(Cid(16), WIREGUARD_PORT)
+    assert vsock_from_ipv4("vm(16):51820") == VsockAddress(Cid(16), WIREGUARD_PORT)
     with pytest.raises(ConfigurationError):
         vsock_from_ipv4("[::1]:51820")
     with pytest.raises(ConfigurationError):
