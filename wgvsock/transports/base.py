@@ -7,7 +7,7 @@ core compares and stores endpoints, the tunnel sends through them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from wgvsock.addresses import Address
@@ -30,7 +30,12 @@ class Link(Protocol):
 
     @property
     def writable(self) -> bool:
-        """False while the outgoing buffer is over its limit, or once the link is closed: stop reading the TUN."""
+        """False while the kernel takes no more, or while there is no stream: stop reading the TUN."""
+        ...
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether an authenticated message has come over it since it was connected; see `mark_authenticated`."""
         ...
 
     def reserve(self, size: int) -> memoryview | None:
@@ -43,6 +48,17 @@ class Link(Protocol):
 
     def flush(self) -> None:
         """Hand everything committed to the kernel, as far as it takes it; the rest follows when it is writable."""
+        ...
+
+    def mark_authenticated(self) -> None:
+        """The tunnel has received an authenticated message over it.
+
+        Only this resets the back-off of a dialled link, and lets an accepted one stay.
+        """
+        ...
+
+    def close(self, why: str) -> None:
+        """Give up the present stream, because of `why`; a dialled link connects again. UDP has nothing to close."""
         ...
 
 
@@ -58,8 +74,23 @@ class Transport(Protocol):
         """
         ...
 
-    async def start(self, on_datagrams: DatagramsReceived, on_writable: Callable[[Link], None]) -> None:
-        """Begin to listen and to report; both callables run in the event loop.
+    def retain(self, endpoints: Collection[object]) -> None:
+        """Let go of every remote that is dialled and is not among these endpoints any more."""
+        ...
+
+    async def start(
+        self,
+        on_datagrams: DatagramsReceived,
+        on_writable: Callable[[Link], None],
+        on_connected: Callable[[Link], None],
+    ) -> None:
+        """Begin to listen and to report; the callables run in the event loop.
+
+        Args:
+            on_datagrams: Whole datagrams arrived.
+            on_writable: A link that was not writable is so again.
+            on_connected: A link has a new stream. The remote learns which of its streams to answer on only from an
+                authenticated message. UDP never calls it.
 
         Raises:
             TransportError: The listening address cannot be bound.

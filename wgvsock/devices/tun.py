@@ -1,0 +1,236 @@
+"""The TUN device, opened with our own ioctls (linux/if_tun.h): closing the descriptor removes the interface.
+
+With a headroom of 10 bytes each packet has a virtio_net_hdr in front, and `Tun.set_offloads` switches, on the live
+descriptor, whether the kernel may hand over super-packets of up to 64 KiB with open checksums.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from wgvsock.devices.errors import TunForbiddenError, TunGoneError, TunMissingError
+from wgvsock.errors import ConfigurationError, SystemSetupError
+from wgvsock.virtio_net import HEADER_LENGTH
+
+TUN_PATH: Final = "/dev/net/tun"
+_TUN_DEVICE_NUMBER: Final = os.makedev(10, 200)
+
+MAX_NAME: Final = 15
+"""Bytes of an interface name, IFNAMSIZ less its NUL."""
+
+_TUNSETIFF: Final = 0x400454CA
+_TUNSETOFFLOAD: Final = 0x400454D0
+_TUNGETIFF: Final = 0x800454D2
+_TUNSETVNETHDRSZ: Final = 0x400454D8
+_TUNSETVNETLE: Final = 0x400454DC
+
+_IFF_TUN: Final = 0x0001
+_IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+
+_F_CSUM: Final = 0x01
+_F_TSO4: Final = 0x02
+_F_TSO6: Final = 0x04
+_F_TSO_ECN: Final = 0x08
+_F_USO4: Final = 0x20
+_F_USO6: Final = 0x40
+
+_OFFLOADS: Final = (
+    _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN | _F_USO4 | _F_USO6,
+    _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN,  # kernels before 6.2 know no UDP segmentation on a TUN
+)
+
+_IFREQ: Final = struct.Struct("16sH22x")
+_INT: Final = struct.Struct("i")
+
+
+class Tun:
+    """A TUN interface; satisfies `wgvsock.devices.base.TunDevice`.
+
+    Args:
+        fd: A non-blocking descriptor that TUNSETIFF was done on; the object owns it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.packet_headroom = HEADER_LENGTH if _interface(fd)[1] & _IFF_VNET_HDR else 0
+        self._file = io.FileIO(fd, "r+")  # its readinto reports "nothing waits" without the cost of an exception
+        self._readinto = self._file.readinto
+        self._write = self._file.write
+
+    @property
+    def name(self) -> str:
+        """The interface's present name.
+
+        Raises:
+            TunGoneError: The interface was removed.
+        """
+        return _interface(self.fileno())[0]
+
+    def fileno(self) -> int:
+        """See `TunDevice.fileno`."""
+        return self._file.fileno()
+
+    def read_into(self, buffer: memoryview) -> int:
+        """See `TunDevice.read_into`."""
+        try:
+            return self._readinto(buffer) or 0
+        except OSError as error:
+            raise _gone(error) from None
+
+    def write(self, packet: memoryview) -> bool:
+        """See `TunDevice.write`."""
+        try:
+            return self._write(packet) is not None
+        except OSError:  # the interface is down, the packet is malformed, the kernel has no memory
+            return False
+
+    def set_offloads(self, enabled: bool) -> None:
+        """Allow super-packets and open checksums, as far as the kernel knows them, or forbid both.
+
+        Packets that already wait in the interface's queue keep their form.
+
+        Raises:
+            SystemSetupError: The kernel refuses every choice.
+        """
+        for flags in _OFFLOADS if enabled else (0,):
+            try:
+                fcntl.ioctl(self._file, _TUNSETOFFLOAD, flags)
+            except OSError as error:
+                refused = error
+            else:
+                return
+        raise TunForbiddenError(
+            "cannot change the offloads of the tunnel interface",
+            why=refused.strerror or str(refused),
+            fix="use the plain profile",
+        )
+
+    def close(self) -> None:
+        """See `TunDevice.close`."""
+        self._file.close()
+
+
+def open_tun(name: str, *, packet_headroom: int = 0) -> Tun:
+    """Make a TUN interface, down and without addresses; offloads are off.
+
+    Args:
+        name: The interface's name; ``%d`` in it lets the kernel number it.
+        packet_headroom: 0, or 10 for a virtio_net_hdr in front of each packet.
+
+    Raises:
+        ConfigurationError: No interface can have this name.
+        SystemSetupError: /dev/net/tun is missing or forbidden, or the name is taken.
+    """
+    if not 0 < len(name.encode()) <= MAX_NAME or "/" in name or any(c.isspace() for c in name):
+        raise ConfigurationError(
+            f"no interface can be named {name[:32]!r}",
+            why=f"a name has 1 to {MAX_NAME} bytes, without slash and white space",
+            fix="choose another, such as wg0",
+        )
+    fd = _open_device()
+    try:
+        flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if packet_headroom else 0)
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        if packet_headroom:
+            fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(packet_headroom))
+            fcntl.ioctl(fd, _TUNSETVNETLE, _INT.pack(1))
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+        return Tun(fd)
+    except OSError as error:
+        os.close(fd)
+        raise _refused(name, error) from None
+
+
+def adopt_tun(fd: int) -> Tun:
+    """Use a TUN that somebody else opened, as a supervisor's WG_TUN_FD names it; the object then owns it.
+
+    Raises:
+        SystemSetupError: The descriptor is no TUN, or one with packet information in front of each packet.
+    """
+    try:
+        if not _interface(fd)[1] & _IFF_NO_PI:
+            raise TunForbiddenError(
+                f"cannot use descriptor {fd} as a tunnel interface",
+                why="it puts packet information in front of each packet",
+                fix="open it with IFF_NO_PI",
+            )
+        os.set_blocking(fd, False)
+        return Tun(fd)
+    except TunGoneError as error:
+        raise TunForbiddenError(
+            f"cannot use descriptor {fd} as a tunnel interface", why=error.why, fix="pass an open TUN in WG_TUN_FD"
+        ) from None
+
+
+def _interface(fd: int) -> tuple[str, int]:
+    """Present name and IFF_ flags."""
+    try:
+        answer = fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size))
+    except OSError as error:
+        raise _gone(error) from None
+    name, flags = _IFREQ.unpack(answer)
+    return name.rstrip(b"\0").decode(), flags
+
+
+def _open_device() -> int:
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(TUN_PATH, flags)
+    except FileNotFoundError:
+        _make_device_node()
+    except OSError as error:
+        raise _cannot_open(error) from None
+    try:
+        return os.open(TUN_PATH, flags)
+    except OSError as error:
+        raise _cannot_open(error) from None
+
+
+def _make_device_node() -> None:
+    """Some container runtimes leave the node out, though the kernel has the driver and the process the right."""
+    try:
+        Path(TUN_PATH).parent.mkdir(exist_ok=True)
+        os.mknod(TUN_PATH, stat.S_IFCHR | 0o600, _TUN_DEVICE_NUMBER)
+    except OSError as error:
+        raise TunMissingError(
+            f"cannot open {TUN_PATH}",
+            why=f"it does not exist and cannot be made: {error.strerror}",
+            fix="give the container the device /dev/net/tun",
+        ) from None
+
+
+def _cannot_open(error: OSError) -> SystemSetupError:
+    if error.errno in {errno.ENODEV, errno.ENXIO}:
+        return TunMissingError(
+            f"cannot open {TUN_PATH}", why="the kernel has no TUN driver", fix="load the module: modprobe tun"
+        )
+    return TunForbiddenError(
+        f"cannot open {TUN_PATH}",
+        why=error.strerror or str(error),
+        fix="allow the device 10:200 to this container, and let the process have CAP_NET_ADMIN",
+    )
+
+
+def _refused(name: str, error: OSError) -> TunForbiddenError:
+    fixes = {
+        errno.EPERM: "run with CAP_NET_ADMIN",
+        errno.EBUSY: "stop the process that uses the interface, or choose another name",
+    }
+    return TunForbiddenError(
+        f"cannot make the interface {name}",
+        why=error.strerror or str(error),
+        fix=fixes.get(error.errno or 0, "check that no other kind of interface has the name"),
+    )
+
+
+def _gone(error: OSError) -> TunGoneError:
+    return TunGoneError(
+        "the tunnel interface is gone", why=error.strerror or str(error), fix="do not remove it while wgvsock runs"
+    )

@@ -1,0 +1,80 @@
+"""Unix stream sockets, plain and "hybrid": a machine monitor's socket that forwards to its guest's vsock ports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from wgvsock.addresses import HybridVsockAddress, Port
+from wgvsock.transports.errors import ConnectError
+
+_MAX_ANSWER: Final = 32
+"""Bytes of the monitor's answer, ``OK 4294967295`` and a newline at most; anything longer is something else."""
+
+_OWNER_ONLY: Final = 0o600
+
+
+def unix_socket() -> socket.socket:
+    """A non-blocking Unix stream socket."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+
+def bind_unix(sock: socket.socket, path: str) -> None:
+    """Bind with mode 0600, in place of a socket file that nobody listens on any more.
+
+    Raises:
+        OSError: Somebody does, or the path cannot be bound for another reason.
+    """
+    os.fchmod(sock.fileno(), _OWNER_ONLY)  # before bind: the file never exists with a wider mode
+    if _is_stale(path):
+        Path(path).unlink()
+    sock.bind(path)
+
+
+def hybrid_listening_path(address: HybridVsockAddress) -> str:
+    """Where the monitor connects to when its guest dials the port: Firecracker's ``PATH_PORT``."""
+    return f"{address.path}_{address.port}"
+
+
+async def hybrid_handshake(sock: socket.socket, port: Port) -> None:
+    """Ask the monitor for a guest's port: ``CONNECT port``, answered by ``OK`` and a number (Firecracker's vsock.md).
+
+    Raises:
+        ConnectError: The monitor refused, which it does by closing, or answered something else.
+        OSError: The stream broke.
+    """
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b"CONNECT %d\n" % port)
+    answer = b""
+    while not answer.endswith(b"\n"):
+        # A byte at a time: what follows the newline already belongs to the stream.
+        byte = await loop.sock_recv(sock, 1)
+        if not byte:
+            raise ConnectError(
+                f"cannot reach the guest's port {port}",
+                why="the virtual machine monitor closed the connection, so nothing listens there",
+                fix="start the enclave's side first, or wait for it",
+            )
+        answer += byte
+        if len(answer) > _MAX_ANSWER or not b"OK ".startswith(answer[:3]):
+            raise ConnectError(
+                f"cannot reach the guest's port {port}",
+                why="the socket did not answer CONNECT as a virtual machine monitor does",
+                fix="use unix:PATH for a socket that carries the stream itself",
+            )
+
+
+def _is_stale(path: str) -> bool:
+    if not Path(path).is_socket():
+        return False
+    with unix_socket() as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
