@@ -1,0 +1,212 @@
+"""A guest's files: an uncompressed kernel, a base ramdisk (userland) and an application ramdisk (wgvsock and the laboratory).
+
+The split is the one of an enclave image file: the base is what PCR1 measures together with the kernel, the application what
+PCR2 measures. Base and kernel depend on pinned packages only and are cached under a name that says which; the application
+follows the checkout and is packed for each run. The kernel unpacks both archives one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lab
+import wgvsock
+from lab.qemu import cpio, modules, vmlinux
+from lab.qemu.cpio import CharacterDevice, Directory, Entry, File, Symlink
+from lab.qemu.errors import ImageError
+from lab.qemu.packages import Lock, cache_directory, read_lock, unpack_group, unpack_wheels
+
+APPLICATION_ROOT: Final = "opt/wgvsock"
+"""Where `wgvsock` and `lab` are in the guest."""
+
+PYTHON: Final = "/usr/bin/python3"
+
+BOOT_MODULES: Final = ("vmw_vsock_virtio_transport", "tun")
+"""Loaded by init; everything else comes when the kernel or a command asks for it (modprobe by alias)."""
+
+_MODULES: Final = (
+    *BOOT_MODULES,
+    *("vsock_loopback", "vhost_vsock", "vsock_diag", "vsockmon", "cuse", "veth", "dummy", "virtio_net", "wireguard", "nsm"),
+    *("nf_tables", "nft_*", "nf_nat*", "nf_conntrack_netlink", "nfnetlink_log", "ip_tables", "ip6_tables", "iptable_*"),
+    *("ip6table_*", "ipt_*", "ip6t_*", "xt_*", "nf_log_syslog", "sch_fq*", "sch_netem*", "bridge"),
+)
+_SKIPPED: Final = (
+    *("usr/share", "usr/lib/python3.11/test", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
+    *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils", "usr/lib/systemd"),
+    *("usr/lib/python3.11/unittest", "usr/lib/python3.11/turtle.py", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/tc"),
+    *("usr/lib/x86_64-linux-gnu/tc", "usr/lib/python3.11/sitecustomize.py", "etc/python3.11", "usr/lib/bfd-plugins"),
+)
+_DEVICES: Final[dict[str, Entry]] = {
+    "dev/console": CharacterDevice(5, 1),
+    "dev/null": CharacterDevice(1, 3, 0o666),
+}
+_COMMANDS: Final = {
+    **dict.fromkeys(("iptables", "iptables-save", "iptables-restore"), "xtables-nft-multi"),
+    **dict.fromkeys(("ip6tables", "ip6tables-save", "ip6tables-restore"), "xtables-nft-multi"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Paths of a guest's kernel and ramdisks, in the order in which the guest unpacks them."""
+
+    kernel: Path
+    ramdisks: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The cached part: kernel and userland."""
+
+    kernel: Path
+    ramdisk: Path
+    release: str
+
+
+def build(application: Mapping[str, Entry] | None = None, *, target: Path, cache: Path | None = None) -> Image:
+    """A complete image: the cached base and the checkout's wgvsock, with further files of the caller.
+
+    Args:
+        application: Files beside wgvsock and lab, such as ``etc/wgvsock/enclave.toml``.
+        target: Folder for the application ramdisk.
+        cache: Folder for everything that depends on pins alone.
+
+    Raises:
+        PackageError: A pinned package cannot be had.
+        ImageError: The packages do not hold what the image needs.
+    """
+    base = build_base(cache or cache_directory())
+    ramdisk = target / "application.cpio"
+    ramdisk.write_bytes(cpio.pack({**application_tree(), **(application or {})}))
+    return Image(base.kernel, (base.ramdisk, ramdisk))
+
+
+def build_base(cache: Path, lock: Lock | None = None) -> Base:
+    """Kernel and userland from the pinned packages, built once for each set of pins and each version of this builder."""
+    lock = lock or read_lock()
+    recipe = [Path(module.__file__ or "").read_bytes() for module in (cpio, modules, vmlinux)]
+    recipe += [Path(__file__).read_bytes(), Path(__file__).with_name("init.sh").read_bytes()]
+    wheels = unpack_wheels(cache)
+    digest = hashlib.sha256(b"".join(recipe) + lock.digest("guest", "kernel").encode() + wheels.name.encode()).hexdigest()[:16]
+    kernel_root = unpack_group("kernel", lock, cache)
+    (module_folder,) = (kernel_root / "lib/modules").iterdir()
+    release = module_folder.name
+    base = Base(cache / f"vmlinux-{lock.digest('kernel')}", cache / f"base-{digest}.cpio", release)
+    if not base.kernel.exists():
+        host = unpack_group("host", lock, cache)
+        bzimage = (kernel_root / "boot" / f"vmlinuz-{release}").read_bytes()
+        _write_whole(base.kernel, vmlinux.extract(bzimage, zstd=lambda data: _unzstd(host, data)))
+    if not base.ramdisk.exists():
+        guest = unpack_group("guest", lock, cache)
+        tree = userland_tree(guest, wheels)
+        tree |= modules.entries(modules.collect(module_folder, _MODULES), release)
+        tree["etc/modules"] = File("".join(f"{name}\n" for name in BOOT_MODULES).encode())
+        _write_whole(base.ramdisk, cpio.pack(tree))
+    return base
+
+
+def userland_tree(guest: Path, wheels: Path) -> dict[str, Entry]:
+    """Debian's files without documentation, compiled Python, busybox under its names, and init."""
+    tree: dict[str, Entry] = dict(_DEVICES)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        tree[name] = Symlink(f"usr/{name}")
+    for name in ("proc", "sys", "dev", "run", "tmp", "root", "etc", "mnt", "var/log", "opt"):
+        tree[name] = Directory(0o1777 if name == "tmp" else 0o755)
+    tree |= _busybox(guest)
+    tree |= {path: entry for path, entry in _files(guest) if not path.startswith(_SKIPPED)}
+    tree |= {f"usr/sbin/{name}": Symlink(target) for name, target in _COMMANDS.items()}
+    tree["usr/bin/python3"] = Symlink("python3.11")
+    tree |= {f"usr/lib/python3/dist-packages/{path}": entry for path, entry in _files(wheels)}
+    tree["usr/lib/python3/dist-packages/wgvsock.pth"] = File(f"/{APPLICATION_ROOT}\n".encode())
+    tree["etc/passwd"] = File(b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+    tree["etc/group"] = File(b"root:x:0:\nnogroup:x:65534:\n")
+    tree["etc/hosts"] = File(b"127.0.0.1 localhost\n::1 localhost\n")
+    tree["etc/nsswitch.conf"] = File(b"hosts: files dns\n")
+    tree["init"] = File(Path(__file__).with_name("init.sh").read_bytes(), 0o755)
+    return compiled(tree, guest, keep_source=False)
+
+
+def application_tree() -> dict[str, Entry]:
+    """wgvsock and lab as they are in this checkout, and the command ``wgvsock``."""
+    tree: dict[str, Entry] = {}
+    for package in (wgvsock, lab):
+        folder = Path(package.__file__ or "").parent
+        for path in sorted(folder.rglob("*.py")):
+            tree[f"{APPLICATION_ROOT}/{folder.name}/{path.relative_to(folder)}"] = File(path.read_bytes())
+    script = f"#!{PYTHON}\nfrom wgvsock.cli import main\n\nraise SystemExit(main())\n"
+    tree["usr/bin/wgvsock"] = File(script.encode(), 0o755)
+    guest = unpack_group("guest", read_lock(), cache_directory())
+    return compiled(tree, guest, keep_source=True)
+
+
+def compiled(tree: Mapping[str, Entry], guest: Path, *, keep_source: bool) -> dict[str, Entry]:
+    """The tree with Python's byte code, compiled by the guest's own interpreter, run here on its own C library.
+
+    Byte code checked against nothing (PEP 552) needs no time stamps: the result is reproducible and a start costs no ``stat``.
+    Without sources the byte code takes their place.
+    """
+    sources = {path: entry for path, entry in tree.items() if path.endswith(".py") and isinstance(entry, File)}
+    with tempfile.TemporaryDirectory(prefix="wgvsock-compile-") as name:
+        folder = Path(name)
+        for path, entry in sources.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(entry.data)
+        legacy = () if keep_source else ("-b",)
+        options = ["-m", "compileall", "-q", *legacy, "--invalidation-mode=unchecked-hash", "-s", name, "-p", "/", name]
+        environment = {"PYTHONHOME": str(guest / "usr"), "PYTHONHASHSEED": "0", "PATH": os.environ.get("PATH", "")}
+        command = [*private_loader(guest), str(guest / "usr/bin/python3.11"), "-S", *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ImageError("cannot compile the guest's Python files", why=(done.stdout + done.stderr).strip()[-400:])
+        byte_code: dict[str, Entry] = {
+            str(path.relative_to(folder)): File(path.read_bytes()) for path in sorted(folder.rglob("*.pyc"))
+        }
+    kept = dict(tree) if keep_source else {path: entry for path, entry in tree.items() if path not in sources}
+    return {**kept, **byte_code}
+
+
+def private_loader(root: Path) -> list[str]:
+    """The beginning of a command that runs a program of an unpacked tree on that tree's C library and no other."""
+    folders = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib")
+    path = ":".join(str(root / folder) for folder in folders)
+    return [str(root / "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), "--library-path", path]
+
+
+def _busybox(guest: Path) -> dict[str, Entry]:
+    names = subprocess.run([str(guest / "bin/busybox"), "--list"], check=True, capture_output=True, text=True).stdout.split()
+    return {f"usr/bin/{name}": Symlink("busybox") for name in names if name not in {"busybox", "ip"}}
+
+
+def _files(root: Path) -> Iterator[tuple[str, Entry]]:
+    """Every file and link below a folder, on a merged /usr."""
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if name.split("/", 1)[0] in {"bin", "sbin", "lib", "lib64"}:
+            name = f"usr/{name}"
+        if path.is_symlink():
+            yield name, Symlink(str(path.readlink()))
+        elif path.is_file():
+            yield name, File(path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
+
+
+def _unzstd(host: Path, data: bytes) -> bytes:
+    command = [*private_loader(host), str(host / "usr/bin/zstd"), "-dcq"]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise ImageError("cannot unpack the kernel", why=done.stderr.decode(errors="replace").strip())
+    return done.stdout
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A reader never sees half a file, nor do two writers meet in one."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_bytes(data)
+    partial.rename(path)
