@@ -1,1 +1,1 @@
-"""TBD."""
+"""The cross-platform control socket that ``wg`` and ``wg-quick`` speak to."""

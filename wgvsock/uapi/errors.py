@@ -1,0 +1,24 @@
+"""What the control socket can refuse; see `wgvsock.errors` for the tree."""
+
+from __future__ import annotations
+
+from wgvsock.errors import RemoteProtocolError, SystemSetupError
+
+
+class UapiError(RemoteProtocolError):
+    """A request on the control socket cannot be carried out; the client reads ``errno=-errno``.
+
+    Args:
+        errno: Positive error number of errno(3).
+        what: What was wrong, without the request's text: it may hold a key.
+    """
+
+    def __init__(self, errno: int, what: str) -> None:
+        super().__init__(what)
+        self.errno = errno
+
+
+class ControlSocketError(SystemSetupError):
+    """The control socket cannot be opened."""
+
+    code = "WGV-E068"
