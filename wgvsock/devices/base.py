@@ -37,6 +37,14 @@ class TunDevice(Protocol):
         """Write one packet with its headroom; False when the kernel refused it (it is dropped and counted)."""
         ...
 
+    def set_offloads(self, enabled: bool) -> None:
+        """With a headroom of 10: allow the kernel to hand over super-packets and open checksums, or forbid both.
+
+        Raises:
+            SystemSetupError: The kernel refuses.
+        """
+        ...
+
     def close(self) -> None:
         """Close the descriptor, which removes the interface; idempotent."""
         ...

@@ -1,0 +1,80 @@
+"""A TUN device in memory: a socket pair stands in for the kernel's queue."""
+
+from __future__ import annotations
+
+import socket
+
+from wgvsock.devices.errors import TunGoneError
+
+_PACKET_ROOM = 66_000
+
+
+class MemoryTun:
+    """Satisfies `wgvsock.devices.base.TunDevice`; the test plays the kernel with `inject` and `take`.
+
+    Args:
+        packet_headroom: 0, or 10 for a virtio_net_hdr in front of each packet.
+    """
+
+    def __init__(self, packet_headroom: int = 0) -> None:
+        self.packet_headroom = packet_headroom
+        self.offloads = False
+        self.refuses_writes = False
+        self._ours, self._kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.setblocking(False)
+        self._kernels.setblocking(False)
+
+    @property
+    def name(self) -> str:
+        """See `TunDevice.name`."""
+        return "memory0"
+
+    def fileno(self) -> int:
+        """See `TunDevice.fileno`."""
+        return self._ours.fileno()
+
+    def read_into(self, buffer: memoryview) -> int:
+        """See `TunDevice.read_into`."""
+        try:
+            length = self._ours.recv_into(buffer)
+        except BlockingIOError:
+            return 0
+        if not length:
+            raise TunGoneError("the tunnel interface is gone")
+        return length
+
+    def write(self, packet: memoryview) -> bool:
+        """See `TunDevice.write`."""
+        if self.refuses_writes:
+            return False
+        try:
+            self._ours.send(packet)
+        except BlockingIOError:
+            return False
+        return True
+
+    def set_offloads(self, enabled: bool) -> None:
+        """See `TunDevice.set_offloads`."""
+        self.offloads = enabled
+
+    def close(self) -> None:
+        """See `TunDevice.close`."""
+        self._ours.close()
+        self._kernels.close()
+
+    # The kernel's side.
+
+    def inject(self, packet: bytes) -> None:
+        """The kernel has a packet, with its headroom, for the tunnel."""
+        self._kernels.send(packet)
+
+    def take(self) -> bytes | None:
+        """The next packet, with its headroom, that the tunnel wrote; None: there is none."""
+        try:
+            return self._kernels.recv(_PACKET_ROOM)
+        except BlockingIOError:
+            return None
+
+    def remove(self) -> None:
+        """Somebody removes the interface."""
+        self._kernels.close()

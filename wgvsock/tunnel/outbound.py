@@ -1,0 +1,108 @@
+"""From the TUN device through the core onto a link: steps 1 to 3 of egress, 4 to 6 of ingress.
+
+A packet is read into one buffer, sealed from there straight into the link's send buffer, and sent with the rest of its
+batch: two copies by the kernel, one by the cipher, none by us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from wgvsock.devices.base import TunDevice
+from wgvsock.transports.base import Link, Transport
+from wgvsock.virtio_net import NEEDS_CSUM
+from wgvsock.wireguard import Device, Peer
+
+MAX_PACKET: Final = 65_535
+"""Bytes of the longest IP packet, which is what the kernel hands over as one super-packet."""
+
+PADDING: Final = 16
+"""Bytes behind a packet that sealing zeroes to pad it (whitepaper, section 5.4.6)."""
+
+OVERHEAD: Final = 32 + PADDING
+"""Bytes that sealing adds at most: transport data header (16), tag (16) and padding."""
+
+BATCH_BYTES: Final = 256 * 1024
+BATCH_PACKETS: Final = 64
+"""What one turn of the event loop sends at most, so that receiving and timers get their turn: some 0.4 ms of work."""
+
+
+class Outbound:
+    """Moves packets from the TUN to the links until there are none or a link takes no more.
+
+    Args:
+        device: The WireGuard core.
+        tun: Where packets come from.
+        transport: Where they go.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, device: Device, tun: TunDevice, transport: Transport, clock: Callable[[], float]) -> None:
+        self._device = device
+        self._tun = tun
+        self._transport = transport
+        self._clock = clock
+        self._headroom = tun.packet_headroom
+        self._buffer = memoryview(bytearray(self._headroom + MAX_PACKET + PADDING))
+        self._room = self._buffer[: self._headroom + MAX_PACKET]
+        self.offloads = False
+        self.dropped_unreachable = 0
+        self.dropped_backlog = 0
+        self.dropped_offloaded = 0
+
+    def move_batch(self) -> Link | None:
+        """Move up to a batch of packets; the link that blocks now, if one does.
+
+        Raises:
+            SystemSetupError: The interface is gone.
+        """
+        buffer, room, headroom = self._buffer, self._room, self._headroom
+        read_into, peer_for_packet = self._tun.read_into, self._device.peer_for_packet
+        plain_only = headroom and not self.offloads
+        now = self._clock()
+        touched: list[Link] = []
+        endpoint: object = None
+        link: Link | None = None
+        budget = BATCH_BYTES
+        for _ in range(BATCH_PACKETS):
+            length = read_into(room)
+            if not length:
+                break
+            if plain_only and (buffer[1] or buffer[0] & NEEDS_CSUM):
+                # Queued before the offloads were switched off: only the kernel could still segment or complete it.
+                self.dropped_offloaded += 1
+                continue
+            peer = peer_for_packet(buffer[:length])
+            if peer is None:
+                continue
+            if peer.endpoint is not endpoint or link is None:
+                endpoint = peer.endpoint
+                link = self._transport.link_for(endpoint)
+                if link is not None and link not in touched:
+                    touched.append(link)
+            if link is None:
+                self._without_link(peer, buffer[:length], now)
+                continue
+            datagram = link.reserve(length + OVERHEAD)
+            if datagram is None:
+                self.dropped_backlog += 1
+                continue
+            sealed = peer.seal_into(buffer, length, datagram, now)
+            if sealed:
+                link.commit(sealed)
+            else:
+                self._device.send_packet(bytes(buffer[:length]), now)
+            budget -= length
+            if budget <= 0:
+                break
+        for used in touched:
+            used.flush()
+        return next((used for used in touched if not used.writable), None)
+
+    def _without_link(self, peer: Peer, packet: memoryview, now: float) -> None:
+        """There is no way to the peer: a first packet waits in the core for the handshake, the rest is lost."""
+        if peer.has_session(now):
+            self.dropped_unreachable += 1
+        else:
+            self._device.send_packet(bytes(packet), now)
