@@ -105,13 +105,21 @@ def check_header(packet: memoryview) -> HeaderFault | None:
         if gso_size:
             return HeaderFault.GSO_SIZE
         return HeaderFault.HDR_LEN if hdr_len else None
-    return _check_segmentation(ip, gso_type, hdr_len, gso_size, version, protocol, transport)
+    return _check_segmentation(
+        ip,
+        gso_type=gso_type,
+        hdr_len=hdr_len,
+        gso_size=gso_size,
+        version=version,
+        protocol=protocol,
+        transport=transport,
+    )
 
 
 def _check_no_checksum(
     gso_type: int, hdr_len: int, gso_size: int, csum_start: int, csum_offset: int
 ) -> HeaderFault | None:
-    """Without NEEDS_CSUM every other field is zero: a segmented packet always has its checksums completed per segment."""
+    """Without NEEDS_CSUM every other field is zero: segmenting always leaves checksums open."""
     if gso_type:
         return HeaderFault.GSO_TYPE
     if gso_size:
@@ -146,7 +154,7 @@ def _transport_header(ip: memoryview) -> tuple[int, int, int]:
 
 
 def _check_segmentation(
-    ip: memoryview, gso_type: int, hdr_len: int, gso_size: int, version: int, protocol: int, transport: int
+    ip: memoryview, *, gso_type: int, hdr_len: int, gso_size: int, version: int, protocol: int, transport: int
 ) -> HeaderFault | None:
     """A super-packet: its kind matches its headers, and cutting it gives a sane number of segments."""
     kind = _GSO_PROTOCOLS.get(gso_type)
