@@ -1,0 +1,52 @@
+"""Messages on a stream socket: an unsigned 32-bit big-endian length, then so many bytes."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final
+
+MAX_MESSAGE_SIZE: Final = 1 << 16
+"""Bytes; the module's own limits are 4096 for a request and 12,288 for a response."""
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+def send_message(connection: socket.socket, message: bytes) -> None:
+    """Send one message whole.
+
+    Raises:
+        OSError: The connection broke.
+    """
+    connection.sendall(_LENGTH.pack(len(message)) + message)
+
+
+def receive_message(connection: socket.socket) -> bytes | None:
+    """Receive one message; None when the other side closed the connection between two.
+
+    Raises:
+        OSError: The connection broke, or the message is too long.
+    """
+    head = _receive(connection, _LENGTH.size)
+    if not head:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_MESSAGE_SIZE:
+        raise ConnectionError(f"a message of {length} bytes")
+    message = _receive(connection, length)
+    if length and not message:
+        raise ConnectionError("the connection ended within a message")
+    return message
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """`size` bytes, or none when the stream ends before the first of them."""
+    received = bytearray()
+    while len(received) < size:
+        piece = connection.recv(size - len(received))
+        if not piece and received:
+            raise ConnectionError("the connection ended within a message")
+        if not piece:
+            break
+        received += piece
+    return bytes(received)
