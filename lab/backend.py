@@ -1,0 +1,187 @@
+"""What a laboratory can do, whatever it is made of: the seam between the behaviour suite and the backends.
+
+A backend raises the topology, starts the production Relay and Enclave in it, runs commands in its machines, watches
+its capture points and injects faults at the vsock point. `lab.netns` makes it of network namespaces, `lab.qemu` of
+guests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from lab.capture import CapturedPacket
+from lab.deadline import Deadline
+from lab.nsm.client import NsmControl
+from lab.tap import TapControl
+from lab.topology import Node, Point, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Why this machine cannot run a backend: something is not there, or is there and not ours to use."""
+
+    kind: Literal["missing", "forbidden"]
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what} ({self.fix})"
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that has ended."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+    def check(self) -> Completed:
+        """Itself, if the command succeeded.
+
+        Raises:
+            LabError: It did not.
+        """
+        if self.exit_code != 0:
+            from lab.errors import LabError
+
+            raise LabError(
+                f"{' '.join(self.argv)} ended with {self.exit_code}",
+                why=self.stderr.decode(errors="replace").strip()[-2000:],
+            )
+        return self
+
+
+class Process(Protocol):
+    """A command that runs on in one of the machines; its standard error goes to its log."""
+
+    name: str
+    log: Path
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        ...
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the command itself."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL for it and everything it started, and wait until it is gone; idempotent."""
+        ...
+
+    def wait(self, deadline: Deadline) -> int:
+        """Its exit code.
+
+        Raises:
+            LabTimeoutError: It still runs.
+        """
+        ...
+
+    def output(self) -> str:
+        """What it has written so far, standard output and error together."""
+        ...
+
+
+class PacketCapture(Protocol):
+    """A running capture at one interface."""
+
+    def packets(self) -> list[CapturedPacket]:
+        """What has passed since it was started, oldest first."""
+        ...
+
+    def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
+        """The first packet that is wanted.
+
+        Raises:
+            LabTimeoutError: None came.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop; what was captured can still be read; idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """One laboratory. `up` first, `down` last; everything between can be done in any order and again."""
+
+    name: str
+    topology: Topology
+    directory: Path
+    """Sockets, configurations, logs; removed by `down`, which is why `keep_artifacts` exists."""
+    tap: TapControl
+    """The vsock point: recording and faults."""
+    nsm: NsmControl
+    """The fake Nitro Security Module's knobs."""
+
+    @classmethod
+    def unavailable(cls) -> Unavailable | None:
+        """None where this machine can run the backend."""
+        ...
+
+    def up(self) -> None:
+        """Raise the machines, cables, servers, the signer and the tap.
+
+        Raises:
+            LabError: A step failed; what was raised stays until `down`, to be looked at.
+        """
+        ...
+
+    def down(self) -> None:
+        """Take everything away; idempotent, and works after a failed `up`."""
+        ...
+
+    def leftovers(self) -> list[str]:
+        """What is still there of this laboratory, in words; empty after `down`."""
+        ...
+
+    def deadline(self, seconds: float) -> Deadline:
+        """A deadline in this backend's time."""
+        ...
+
+    def run(
+        self, node: Node, argv: Sequence[str], *, stdin: bytes = b"", deadline: Deadline | None = None
+    ) -> Completed:
+        """Run a command in a machine to its end; the default deadline is 10 s.
+
+        Raises:
+            LabTimeoutError: It did not end; it is killed.
+        """
+        ...
+
+    def spawn(self, node: Node, argv: Sequence[str], *, name: str) -> Process:
+        """Start a command in a machine and leave it running, with its output in ``logs/<name>.log``."""
+        ...
+
+    def relay_config(self) -> dict[str, Any]:
+        """A complete relay configuration for this laboratory, as nested dictionaries; change what a test needs."""
+        ...
+
+    def enclave_config(self) -> dict[str, Any]:
+        """The same for the enclave."""
+        ...
+
+    def start_relay(self, config: Mapping[str, Any] | None = None) -> Process:
+        """Start the production Relay in the pod."""
+        ...
+
+    def start_enclave(self, config: Mapping[str, Any] | None = None) -> Process:
+        """Start the production Enclave, with the lab's application beside it."""
+        ...
+
+    def capture(self, point: Point) -> PacketCapture:
+        """Start to capture at one of `PACKET_POINTS`.
+
+        Raises:
+            LabError: The interface is not there.
+        """
+        ...
+
+    def keep_artifacts(self, folder: Path) -> None:
+        """Copy logs, configurations and what crossed the vsock point to a folder that outlives the laboratory."""
+        ...

@@ -1,0 +1,73 @@
+"""Waiting: one object says until when, whoever waits asks it how long is left.
+
+A backend that emulates a processor multiplies every deadline with one measured factor; nothing in the laboratory sleeps
+for a fixed time in the hope that something has happened by then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from lab.errors import LabTimeoutError
+
+T = TypeVar("T")
+
+FIRST_PAUSE: Final = 0.002
+LONGEST_PAUSE: Final = 0.05
+"""Seconds between two looks: short at first, as most conditions hold within a few milliseconds."""
+
+
+class Deadline:
+    """A moment on the monotonic clock.
+
+    Args:
+        seconds: How long from now, on a machine that runs natively.
+        scale: The backend's factor: 1 natively, more where processors are emulated.
+        clock: Monotonic seconds.
+        sleep: Lets that many seconds pass.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        scale: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.seconds = seconds * scale
+        self._clock = clock
+        self._sleep = sleep
+        self._end = clock() + self.seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below zero."""
+        return max(0.0, self._end - self._clock())
+
+    @property
+    def expired(self) -> bool:
+        """Whether the moment has passed."""
+        return self._clock() >= self._end
+
+    def poll(self, look: Callable[[], T | None], what: str) -> T:
+        """Look again and again until something true is seen, and return it; one last look after the deadline.
+
+        Args:
+            look: Returns something true when it holds.
+            what: What is waited for, as the end of "waited 5.0 s for …".
+
+        Raises:
+            LabTimeoutError: Nothing true was seen in time.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            last = self.expired
+            if seen := look():
+                return seen
+            if last:
+                raise LabTimeoutError(f"waited {self.seconds:.1f} s for {what}", why="it did not happen")
+            self._sleep(min(pause, self.remaining) or FIRST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE)

@@ -1,0 +1,174 @@
+"""What crosses the vsock point, as Scapy sees it: both stream framings, and the provisioning exchange.
+
+The layers stand on `scapy.contrib.wireguard`; `dissect` turns the tap's chunks into frames. Transport data stays closed
+here: `lab.opener` opens it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import cbor2
+
+from lab.capture import LINKTYPE_ETHERNET, CapturedPacket
+from lab.tap import Chunk, Kind
+from wgvsock.addresses import PROVISIONING_PORT
+from wgvsock.framing import Framing
+
+logging.getLogger("scapy.runtime").setLevel(logging.ERROR)  # no advice about interfaces on import
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Scapy's own deprecations are not ours to see
+    from scapy.contrib.wireguard import Wireguard
+    from scapy.fields import IntField, LEShortField, XLEIntField
+    from scapy.layers.inet import IP
+    from scapy.layers.inet6 import IPv6
+    from scapy.layers.l2 import Ether
+    from scapy.packet import Packet, bind_layers
+
+MESSAGE_NAMES: Final = {1: "handshake initiation", 2: "handshake response", 3: "cookie reply", 4: "transport data"}
+PROVISIONING_NAMES: Final = {0: "HELLO", 1: "REQUEST", 2: "RESPONSE", 3: "RESULT", 255: "ERROR"}
+
+
+class NativeFrame(Packet):  # type: ignore[misc]
+    """The ``native`` framing: u32 big-endian length, then one WireGuard message."""
+
+    name = "wgvsock native frame"
+    fields_desc: ClassVar = [IntField("length", None)]
+
+    def post_build(self, pkt: bytes, pay: bytes) -> bytes:
+        """Fill the length in."""
+        return (struct.pack(">I", len(pay)) if self.length is None else pkt) + pay
+
+    def extract_padding(self, s: bytes) -> tuple[bytes, bytes]:
+        """Tell the message from the next frame."""
+        return s[: self.length], s[self.length :]
+
+
+class CompatFrame(Packet):  # type: ignore[misc]
+    """The ``compat`` framing: u16 little-endian length, u32 little-endian CRC-32, then one WireGuard message."""
+
+    name = "wgvsock compat frame"
+    fields_desc: ClassVar = [LEShortField("length", None), XLEIntField("crc", None)]
+
+    def post_build(self, pkt: bytes, pay: bytes) -> bytes:
+        """Fill length and checksum in."""
+        length = pkt[:2] if self.length is not None else struct.pack("<H", len(pay))
+        crc = pkt[2:] if self.crc is not None else struct.pack("<I", zlib.crc32(pay))
+        return length + crc + pay
+
+    def extract_padding(self, s: bytes) -> tuple[bytes, bytes]:
+        """Tell the message from the next frame."""
+        return s[: self.length], s[self.length :]
+
+
+bind_layers(NativeFrame, Wireguard)
+bind_layers(CompatFrame, Wireguard)
+
+FRAME_LAYERS: Final = {Framing.NATIVE: (NativeFrame, 4), Framing.COMPAT: (CompatFrame, 6)}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One whole message on a stream.
+
+    Attributes:
+        time: When its last byte passed, Unix time in seconds.
+        connection: The tap's number of the connection.
+        port: vsock port: WireGuard's or the provisioning's.
+        kind: Its direction.
+        name: The message's name in the protocol's own words.
+        payload: The message without the frame's header.
+        packet: Scapy's view (framing and WireGuard message); None for provisioning.
+        fields: The CBOR map of a provisioning message; empty for WireGuard.
+    """
+
+    time: float
+    connection: int
+    port: int
+    kind: Kind
+    name: str
+    payload: bytes
+    packet: Any
+    fields: dict[int, Any]
+
+
+def dissect(chunks: Iterable[Chunk], framing: Framing = Framing.NATIVE) -> list[Frame]:
+    """Reassemble both directions of every connection into frames, in the order in which they were complete."""
+    pending: dict[tuple[int, Kind], bytes] = {}
+    frames = []
+    for chunk in chunks:
+        if chunk.kind not in {Kind.TO_ENCLAVE, Kind.TO_RELAY}:
+            continue
+        key = (chunk.connection, chunk.kind)
+        data = pending.get(key, b"") + chunk.data
+        while frame := _first_frame(chunk, data, framing):
+            taken, message = frame
+            data = data[taken:]
+            frames.append(message)
+        pending[key] = data
+    return frames
+
+
+def _first_frame(chunk: Chunk, data: bytes, framing: Framing) -> tuple[int, Frame] | None:
+    provisioning = chunk.port == PROVISIONING_PORT
+    header = 4 if provisioning else FRAME_LAYERS[framing][1]
+    if len(data) < header:
+        return None
+    length = struct.unpack_from("<H" if header == 6 else ">I", data)[0]
+    whole = header + length
+    if len(data) < whole:
+        return None
+    payload = data[header:whole]
+    if provisioning:
+        fields = _cbor_map(payload)
+        name, packet = PROVISIONING_NAMES.get(fields.get(2, -1), "unknown"), None
+    else:
+        fields = {}
+        name, packet = MESSAGE_NAMES.get(payload[0], "unknown"), FRAME_LAYERS[framing][0](data[:whole])
+        if payload[0] == 4 and len(payload) == 32:
+            name = "keepalive"
+    return whole, Frame(chunk.time, chunk.connection, chunk.port, chunk.kind, name, payload, packet, fields)
+
+
+def _cbor_map(payload: bytes) -> dict[int, Any]:
+    with contextlib.suppress(ValueError, cbor2.CBORDecodeError):
+        decoded = cbor2.loads(payload)
+        if isinstance(decoded, dict):
+            return decoded
+    return {}
+
+
+def ip_layers(packet: CapturedPacket | bytes) -> Any:
+    """A captured packet as Scapy's IP or IPv6 layer; None when it is neither."""
+    if isinstance(packet, CapturedPacket):
+        if packet.linktype == LINKTYPE_ETHERNET:
+            frame = Ether(packet.data)
+            return frame.payload if isinstance(frame.payload, IP | IPv6) else None
+        packet = packet.data
+    match packet[:1] and packet[0] >> 4:
+        case 4:
+            return IP(packet)
+        case 6:
+            return IPv6(packet)
+        case _:
+            return None
+
+
+def checksums_right(packet: bytes) -> bool:
+    """Whether every checksum of an IP packet (header, TCP, UDP, ICMP, ICMPv6) is what Scapy computes for it."""
+    layers = ip_layers(packet)
+    fresh = layers.copy()
+    layer = fresh
+    while layer:
+        for name in ("chksum", "cksum"):
+            if name in layer.fields:
+                delattr(layer, name)
+        layer = layer.payload
+    return bytes(fresh) == bytes(layers)
