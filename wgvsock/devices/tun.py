@@ -10,6 +10,7 @@ import errno
 import fcntl
 import io
 import os
+import socket
 import stat
 import struct
 from pathlib import Path
@@ -49,6 +50,8 @@ _OFFLOADS: Final = (
 
 _IFREQ: Final = struct.Struct("16sH22x")
 _INT: Final = struct.Struct("i")
+_IFREQ_MTU: Final = struct.Struct("16si20x")
+_SIOCSIFMTU: Final = 0x8922
 
 
 class Tun:
@@ -111,6 +114,22 @@ class Tun:
             why=refused.strerror or str(refused),
             fix="use the plain profile",
         )
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the interface's MTU, in bytes (netdevice(7)).
+
+        Raises:
+            SystemSetupError: The kernel refuses.
+        """
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+                fcntl.ioctl(control, _SIOCSIFMTU, _IFREQ_MTU.pack(self.name.encode(), mtu))
+        except OSError as error:
+            raise TunForbiddenError(
+                f"cannot set the MTU of {self.name} to {mtu}",
+                why=error.strerror or str(error),
+                fix="choose one from 68 to 65535, and run with CAP_NET_ADMIN",
+            ) from None
 
     def close(self) -> None:
         """See `TunDevice.close`."""
