@@ -32,7 +32,6 @@ from wgvsock.attestation.policy import (
     MIN_NONCE_SIZE,
     ROLE_PCR,
     Expectations,
-    PcrSet,
     Policy,
 )
 from wgvsock.errors import ConfigurationError, LocalProtocolError
@@ -100,7 +99,7 @@ class Verifier:
         check_freshness(parsed, now=now, max_age=policy.max_age, max_future=policy.max_future)
         check_nonce(parsed.nonce, nonce)
         check_image_pcrs(parsed.pcrs, allow_debug=policy.allow_debug)
-        check_pcr_sets(parsed.pcrs, policy.pcr_sets)
+        check_pcr_sets(parsed.pcrs, [allowed.values for allowed in policy.pcr_sets])
         return VerifiedDocument(
             module_id=parsed.module_id,
             timestamp=_EPOCH + parsed.timestamp_ms * _MILLISECOND,
@@ -215,13 +214,13 @@ def check_image_pcrs(pcrs: Mapping[int, bytes], *, allow_debug: bool) -> None:
         raise errors.DebugModeError("PCR0, PCR1 or PCR2 is zero: the enclave runs in debug mode")
 
 
-def check_pcr_sets(pcrs: Mapping[int, bytes], allowed: Iterable[PcrSet]) -> None:
-    """Check 11: the PCRs equal one complete allowed set; values of two sets never mix.
+def check_pcr_sets(pcrs: Mapping[int, bytes], allowed: Iterable[Mapping[int, bytes]]) -> None:
+    """Check 11: the PCRs equal one allowed set, the whole of it; values of two sets never mix.
 
     Raises:
         PcrSetError: They equal none.
     """
-    if not any(all(_pcr_equals(pcrs, index, value) for index, value in one.values.items()) for one in allowed):
+    if not any(all(_pcr_equals(pcrs, index, value) for index, value in one.items()) for one in allowed):
         raise errors.PcrSetError("the measurements are none of the allowed sets")
 
 
