@@ -7,30 +7,24 @@ here: `lab.opener` opens it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import cbor2
+from scapy.contrib.wireguard import Wireguard
+from scapy.fields import IntField, LEShortField, XLEIntField
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, bind_layers
 
 from lab.capture import LINKTYPE_ETHERNET, CapturedPacket
 from lab.tap import Chunk, Kind
 from wgvsock.addresses import PROVISIONING_PORT
 from wgvsock.framing import Framing
-
-logging.getLogger("scapy.runtime").setLevel(logging.ERROR)  # no advice about interfaces on import
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Scapy's own deprecations are not ours to see
-    from scapy.contrib.wireguard import Wireguard
-    from scapy.fields import IntField, LEShortField, XLEIntField
-    from scapy.layers.inet import IP
-    from scapy.layers.inet6 import IPv6
-    from scapy.layers.l2 import Ether
-    from scapy.packet import Packet, bind_layers
 
 MESSAGE_NAMES: Final = {1: "handshake initiation", 2: "handshake response", 3: "cookie reply", 4: "transport data"}
 PROVISIONING_NAMES: Final = {0: "HELLO", 1: "REQUEST", 2: "RESPONSE", 3: "RESULT", 255: "ERROR"}

@@ -399,15 +399,20 @@ class TapControl:
         self._ask(verb="resume")
 
     def _ask(self, **request: object) -> dict[str, Any]:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(10)
-            sock.connect(str(self._control))
+        with _control_socket(self._control) as sock:
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as lines:
                 answer: dict[str, Any] = json.loads(lines.readline())
         if not answer.pop("ok"):
             raise LabError("the tap refused a request", why=str(answer.get("error")))
         return answer
+
+
+def _control_socket(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect(str(path))
+    return sock
 
 
 async def _run(arguments: argparse.Namespace) -> None:

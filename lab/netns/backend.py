@@ -142,7 +142,7 @@ class NetnsBackend:
         self._read_signer(signer)
         self.deadline(5).poll(lambda: build.links_are_up(self.topology, self.prefix), "the links to come up")
         self.tap = TapControl(self.directory / "tap.sock", self.directory / "vsock.pcap")
-        self.nsm = NsmControl(self.directory / "nsm/control.sock")
+        self.nsm = NsmControl(f"{self.directory}/nsm/control.sock")
 
     def _furnish(self, node: Node) -> None:
         etc, run = self.directory / node / "etc", self.directory / node / "run"

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from ipaddress import ip_network
+from pathlib import Path
+
+import cbor2
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from scapy.layers.inet import IP, UDP
+from scapy.packet import Raw
+
+from lab.dissect import dissect
+from lab.opener import EntropyLog, SessionOpener
+from lab.tap import Chunk, Kind
+from wgvsock.wireguard import Device
+
+NOW = 1000.0
+
+
+class RecordingRandom:
+    def __init__(self) -> None:
+        self.draws: list[bytes] = []
+
+    def __call__(self, size: int) -> bytes:
+        self.draws.append(os.urandom(size))
+        return self.draws[-1]
+
+    def log(self) -> EntropyLog:
+        log = EntropyLog()
+        for draw in self.draws:
+            if len(draw) == 32:
+                log.add(draw)
+        return log
+
+
+def public(private: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+class Session:
+    """A provisioning exchange and a WireGuard session as they would cross the vsock point, made by hand."""
+
+    def __init__(self) -> None:
+        self.relay_random, self.enclave_random = RecordingRandom(), RecordingRandom()
+        self.chunks: list[Chunk] = []
+        relay_key, enclave_key = self.relay_random(32), self.enclave_random(32)
+        relay_ephemeral, enclave_ephemeral = self.relay_random(32), self.enclave_random(32)
+        hello = cbor2.dumps({1: 1, 2: 0, 3: bytes(32), 4: public(enclave_ephemeral), 5: []})
+        request = cbor2.dumps({1: 1, 2: 1, 3: bytes(32), 4: public(relay_key), 5: public(relay_ephemeral)})
+        document = cbor2.dumps([b"", {}, cbor2.dumps({"public_key": bytes(12) + public(enclave_key)}), b""])
+        for kind, message in (
+            (Kind.TO_RELAY, hello),
+            (Kind.TO_ENCLAVE, request),
+            (Kind.TO_RELAY, cbor2.dumps({1: 1, 2: 2, 3: document})),
+        ):
+            self.cross(51821, kind, message)
+        lengths = b"".join(struct.pack(">I", len(message)) + message for message in (hello, request))
+        transcript = hashlib.sha384(b"wgvsock/prov/1\0\0" + lengths).digest()
+        secret = X25519PrivateKey.from_private_bytes(relay_ephemeral).exchange(
+            X25519PublicKey.from_public_bytes(public(enclave_ephemeral))
+        )
+        psk = HKDF(algorithm=SHA256(), length=32, salt=transcript, info=b"wgvsock/1 wg-psk").derive(secret)
+        self.relay = Device(random=self.relay_random, wall_clock=lambda: 1_700_000_000 * 10**9)
+        self.enclave = Device(random=self.enclave_random, wall_clock=lambda: 1_700_000_000 * 10**9)
+        for device, own, other, endpoint in (
+            (self.relay, relay_key, enclave_key, "enclave"),
+            (self.enclave, enclave_key, relay_key, "relay"),
+        ):
+            device.set_private_key(own, NOW)
+            device.add_peer(
+                public(other), preshared_key=psk, allowed_ips=[ip_network("0.0.0.0/0")], endpoint=endpoint, now=NOW
+            )
+
+    def cross(self, port: int, kind: Kind, message: bytes) -> None:
+        self.chunks.append(Chunk(NOW, 1, port, kind, struct.pack(">I", len(message)) + message))
+
+    def exchange(self) -> None:
+        moved = True
+        while moved:
+            moved = False
+            for sender, receiver, kind in (
+                (self.relay, self.enclave, Kind.TO_ENCLAVE),
+                (self.enclave, self.relay, Kind.TO_RELAY),
+            ):
+                for _, datagram in sender.datagrams_to_send():
+                    moved = True
+                    self.cross(51820, kind, datagram)
+                    receiver.receive_datagram(datagram, "there", NOW)
+
+
+def packet(text: str) -> bytes:
+    return bytes(IP(src="10.73.0.2", dst="10.73.0.1") / UDP(sport=1, dport=2) / Raw(text.encode()))
+
+
+@pytest.mark.parametrize("whose", ["relay", "enclave"])
+@pytest.mark.parametrize("initiator", ["relay", "enclave"])
+def test_the_entropy_of_either_side_opens_both_directions(whose: str, initiator: str) -> None:
+    session = Session()
+    first, second = (session.relay, session.enclave) if initiator == "relay" else (session.enclave, session.relay)
+    first.send_packet(packet("over"), NOW)
+    session.exchange()
+    second.send_packet(packet("and back"), NOW)
+    session.exchange()
+    log = (session.relay_random if whose == "relay" else session.enclave_random).log()
+    opened = [plain for _, plain in SessionOpener(log).open(dissect(session.chunks)) if plain]
+    assert [plain[: len(packet(text))] for plain, text in zip(opened, ("over", "and back"), strict=True)] == [
+        packet("over"),
+        packet("and back"),
+    ]
+
+
+def test_keepalives_open_to_nothing() -> None:
+    session = Session()
+    next(iter(session.relay.peers.values())).initiate_handshake(NOW)
+    session.exchange()
+    opened = list(SessionOpener(session.enclave_random.log()).open(dissect(session.chunks)))
+    assert [(frame.name, plain) for frame, plain in opened] == [("keepalive", b"")]
+
+
+def test_without_the_entropy_nothing_opens() -> None:
+    session = Session()
+    session.relay.send_packet(packet("secret"), NOW)
+    session.exchange()
+    assert list(SessionOpener(EntropyLog()).open(dissect(session.chunks))) == []
+
+
+def test_the_log_is_read_from_hex_lines(tmp_path: Path) -> None:
+    draw = os.urandom(32)
+    path = tmp_path / "entropy.log"
+    path.write_text(draw.hex() + "\n")
+    log = EntropyLog.read(path)
+    assert public(draw) in log
+    with pytest.raises(LookupError):
+        log.dh(bytes(31) + b"\x09", bytes(31) + b"\x08")

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.deadline import Deadline
+from lab.errors import LabError, LabTimeoutError
+from lab.process import LocalProcess
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[list[LocalProcess]]:
+    processes: list[LocalProcess] = []
+    yield processes
+    for process in processes:
+        process.kill()
+
+
+def start(started: list[LocalProcess], log: Path, program: str, *, stdin: bool = False) -> LocalProcess:
+    process = LocalProcess("program", [sys.executable, "-c", program], log=log, stdin=stdin)
+    started.append(process)
+    return process
+
+
+def test_output_and_exit_code(tmp_path: Path, started: list[LocalProcess]) -> None:
+    process = start(started, tmp_path / "log", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)")
+    assert process.wait(Deadline(20)) == 3
+    assert sorted(process.output().split()) == ["err", "out"]
+
+
+def test_output_is_that_of_this_run_alone(tmp_path: Path, started: list[LocalProcess]) -> None:
+    for text in ("first", "second"):
+        process = start(started, tmp_path / "log", f"print({text!r})")
+        process.wait(Deadline(20))
+    assert process.output() == "second\n"
+    assert (tmp_path / "log").read_text() == "first\nsecond\n"
+
+
+def test_waiting_for_a_line(tmp_path: Path, started: list[LocalProcess]) -> None:
+    process = start(started, tmp_path / "log", "print('not yet'); print('ready: 7'); input()", stdin=True)
+    assert process.wait_for_line("ready", Deadline(20)) == "ready: 7"
+    process.stdin.close()
+    assert process.wait(Deadline(20)) == 1  # input() met the end of its input
+
+
+def test_a_process_that_ends_without_the_line_is_an_error(tmp_path: Path, started: list[LocalProcess]) -> None:
+    process = start(started, tmp_path / "log", "raise SystemExit('cannot')")
+    with pytest.raises(LabError, match="program ended with 1: cannot"):
+        process.wait_for_line("ready", Deadline(20))
+
+
+def test_a_process_that_stays_is_a_timeout_and_can_be_killed(tmp_path: Path, started: list[LocalProcess]) -> None:
+    process = start(started, tmp_path / "log", "import threading; threading.Event().wait()")
+    with pytest.raises(LabTimeoutError, match="program to end"):
+        process.wait(Deadline(0))
+    process.kill()
+    process.kill()
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_terminate_is_heeded(tmp_path: Path, started: list[LocalProcess]) -> None:
+    program = "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); signal.pause()"
+    process = start(started, tmp_path / "log", program)
+    process.wait_for_line("up", Deadline(20))
+    assert process.terminate(Deadline(20)) == 0
+
+
+def test_no_pipe_no_standard_input(tmp_path: Path, started: list[LocalProcess]) -> None:
+    process = start(started, tmp_path / "log", "pass")
+    with pytest.raises(LabError, match="no standard input"):
+        process.stdin.write(b"")
