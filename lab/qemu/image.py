@@ -33,14 +33,25 @@ BOOT_MODULES: Final = ("vmw_vsock_virtio_transport", "tun")
 
 _MODULES: Final = (
     *BOOT_MODULES,
-    *("vsock_loopback", "vhost_vsock", "vsock_diag", "vsockmon", "cuse", "veth", "dummy", "virtio_net", "wireguard", "nsm"),
+    *(
+        "vsock_loopback",
+        "vhost_vsock",
+        "vsock_diag",
+        "vsockmon",
+        "cuse",
+        "veth",
+        "dummy",
+        "virtio_net",
+        "wireguard",
+        "nsm",
+    ),
     *("nf_tables", "nft_*", "nf_nat*", "nf_conntrack_netlink", "nfnetlink_log", "ip_tables", "ip6_tables", "iptable_*"),
     *("ip6table_*", "ipt_*", "ip6t_*", "xt_*", "nf_log_syslog", "sch_fq*", "sch_netem*", "bridge"),
 )
 _SKIPPED: Final = (
     *("usr/share", "usr/lib/python3.11/test", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
     *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils", "usr/lib/systemd"),
-    *("usr/lib/python3.11/unittest", "usr/lib/python3.11/turtle.py", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/tc"),
+    *("usr/lib/python3.11/turtle.py", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/tc"),
     *("usr/lib/x86_64-linux-gnu/tc", "usr/lib/python3.11/sitecustomize.py", "etc/python3.11", "usr/lib/bfd-plugins"),
 )
 _DEVICES: Final[dict[str, Entry]] = {
@@ -94,7 +105,9 @@ def build_base(cache: Path, lock: Lock | None = None) -> Base:
     recipe = [Path(module.__file__ or "").read_bytes() for module in (cpio, modules, vmlinux)]
     recipe += [Path(__file__).read_bytes(), Path(__file__).with_name("init.sh").read_bytes()]
     wheels = unpack_wheels(cache)
-    digest = hashlib.sha256(b"".join(recipe) + lock.digest("guest", "kernel").encode() + wheels.name.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        b"".join(recipe) + lock.digest("guest", "kernel").encode() + wheels.name.encode()
+    ).hexdigest()[:16]
     kernel_root = unpack_group("kernel", lock, cache)
     (module_folder,) = (kernel_root / "lib/modules").iterdir()
     release = module_folder.name
@@ -119,10 +132,12 @@ def userland_tree(guest: Path, wheels: Path) -> dict[str, Entry]:
         tree[name] = Symlink(f"usr/{name}")
     for name in ("proc", "sys", "dev", "run", "tmp", "root", "etc", "mnt", "var/log", "opt"):
         tree[name] = Directory(0o1777 if name == "tmp" else 0o755)
+    tree["var/run"] = Symlink("../run")
     tree |= _busybox(guest)
     tree |= {path: entry for path, entry in _files(guest) if not path.startswith(_SKIPPED)}
     tree |= {f"usr/sbin/{name}": Symlink(target) for name, target in _COMMANDS.items()}
     tree["usr/bin/python3"] = Symlink("python3.11")
+    tree["usr/sbin/modprobe"] = Symlink("../bin/busybox")  # where the kernel looks for it (/proc/sys/kernel/modprobe)
     tree |= {f"usr/lib/python3/dist-packages/{path}": entry for path, entry in _files(wheels)}
     tree["usr/lib/python3/dist-packages/wgvsock.pth"] = File(f"/{APPLICATION_ROOT}\n".encode())
     tree["etc/passwd"] = File(b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
@@ -181,8 +196,10 @@ def private_loader(root: Path) -> list[str]:
 
 
 def _busybox(guest: Path) -> dict[str, Entry]:
-    names = subprocess.run([str(guest / "bin/busybox"), "--list"], check=True, capture_output=True, text=True).stdout.split()
-    return {f"usr/bin/{name}": Symlink("busybox") for name in names if name not in {"busybox", "ip"}}
+    names = subprocess.run(
+        [str(guest / "bin/busybox"), "--list"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    return {f"usr/bin/{name}": Symlink("busybox") for name in names if name not in {"busybox", "ip", "sh"}}
 
 
 def _files(root: Path) -> Iterator[tuple[str, Entry]]:

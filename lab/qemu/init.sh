@@ -1,4 +1,4 @@
-#!/bin/busybox sh
+#!/bin/sh
 # First process of a laboratory guest: file systems, modules, then the agent, which never returns.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
 mount -t proc proc /proc
@@ -8,7 +8,7 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/netns /run/wgvsock /var/run
+mkdir -p /run/netns
 while read -r module; do modprobe "$module"; done < /etc/modules
 ip link set lo up
 exec /usr/bin/python3 -S -E /opt/wgvsock/lab/qemu/agent.py

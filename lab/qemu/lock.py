@@ -45,7 +45,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         f"{name}/bookworm"
         for name in (
             "busybox-static python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 zlib1g libexpat1 libssl3 libffi8"
-            " libbz2-1.0 liblzma5 libuuid1 libgcc-s1"
+            " libbz2-1.0 liblzma5 libuuid1 libgcc-s1 libsqlite3-0 dash"
             " iptables nftables libnftables1 libnftnl11 libmnl0 libxtables12 libjansson4 libgmp10 libedit2 libip4tc2 libip6tc2"
             " libnetfilter-conntrack3 libnfnetlink0 libbsd0 libmd0 libtinfo6"
             " iproute2 libelf1 libbpf1 libcap2 wireguard-tools"

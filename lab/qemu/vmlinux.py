@@ -40,7 +40,9 @@ def extract(bzimage: bytes, *, zstd: Decompress) -> bytes:
         raise ImageError("cannot read the kernel", why="it is no x86 bzImage")
     (version,) = struct.unpack_from("<H", bzimage, _VERSION_OFFSET)
     if version < _PAYLOAD_PROTOCOL:
-        raise ImageError("cannot read the kernel", why=f"its boot protocol {version >> 8}.{version & 255} is older than 2.8")
+        raise ImageError(
+            "cannot read the kernel", why=f"its boot protocol {version >> 8}.{version & 255} is older than 2.8"
+        )
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD_OFFSET)
     start = ((bzimage[_SETUP_SECTORS_OFFSET] or 4) + 1) * 512 + offset
     vmlinux = _decompressor(bzimage[start : start + 8], zstd)(bzimage[start : start + length])

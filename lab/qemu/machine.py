@@ -1,0 +1,369 @@
+"""One virtual machine: its command line, its channels, its life and how it is known to have failed.
+
+q35 without defaults and an uncompressed kernel boot as quickly as microvm and do not hang on a busy host; ``-no-reboot`` and
+``panic=-1`` turn every end of the guest into an end of QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from lab.backend import Completed
+from lab.deadline import Deadline
+from lab.qemu.agent import PORT_NAME, calibrate
+from lab.qemu.channel import Channel, GuestProcess
+from lab.qemu.errors import GuestError, GuestOopsError
+from lab.qemu.image import Image, private_loader
+from lab.qemu.qmp import Qmp
+
+T = TypeVar("T")
+
+BOOT_DEADLINE: Final = 120.0
+"""Seconds from QEMU's start to the guest's verdict; idle it takes 4, on a busy machine 16, nested 135."""
+
+_TX_BUFFER_SIZE: Final = 32768
+"""Bytes of one packet from a 6.12 guest; vhost-device-vsock stalls when its buffer is smaller."""
+
+_OOPS: Final = re.compile(
+    r"\[ *\d+\.\d+\].*(Oops:|BUG:|Kernel panic|general protection fault|kernel NULL pointer|unable to handle|"
+    r"rcu: INFO: rcu_\w+ detected stalls|soft lockup|invalid opcode:|double fault:)"
+)
+_PANIC_ON_EXIT: Final = "Attempted to kill init"
+_CONSOLE_TAIL: Final = 3000  # characters of the console in a failure's report
+
+
+@dataclass(frozen=True, slots=True)
+class VhostUserVsock:
+    """A vsock device served by vhost-device-vsock at a Unix socket."""
+
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VhostVsock:
+    """A vsock device served by the host's kernel (/dev/vhost-vsock)."""
+
+    cid: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What to boot.
+
+    Attributes:
+        name: For messages and file names.
+        image: Kernel and ramdisks.
+        vsock: The vsock device, if any.
+        command_line: Added to the kernel's.
+        memory_mib: The image alone needs about 200.
+        cpus: Virtual processors.
+        accelerator: ``tcg`` or ``kvm``.
+    """
+
+    name: str
+    image: Image
+    vsock: VhostUserVsock | VhostVsock | None = None
+    command_line: str = ""
+    memory_mib: int = 384
+    cpus: int = 1
+    accelerator: str = "tcg"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Where QEMU and vhost-device-vsock are: the root of the unpacked ``host`` packages."""
+
+    root: Path
+
+    def qemu(self) -> list[str]:
+        """QEMU on its own C library, with its own firmware files."""
+        data = [
+            option for folder in ("usr/share/qemu", "usr/share/seabios") for option in ("-L", str(self.root / folder))
+        ]
+        return [*private_loader(self.root), str(self.root / "usr/bin/qemu-system-x86_64"), *data]
+
+    def vhost_device_vsock(self, cid: int, *, hybrid: Path, vhost: Path) -> list[str]:
+        """The vsock device's server: guest `cid`, reached through `hybrid`, serving QEMU at `vhost`.
+
+        Only ever with ``uds-path``: it must not reach this machine's own AF_VSOCK.
+        """
+        vm = f"guest-cid={cid},uds-path={hybrid},socket={vhost},tx-buffer-size={_TX_BUFFER_SIZE}"
+        return [*private_loader(self.root), str(self.root / "usr/bin/vhost-device-vsock"), "--vm", vm]
+
+
+def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
+    """QEMU's command line behind the program, with every socket and log in `directory`."""
+    acceleration = (
+        ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        if spec.accelerator == "tcg"
+        else ["-accel", "kvm", "-cpu", "host"]
+    )
+    size = f"{spec.memory_mib}M"
+    append = f"console=ttyS0 quiet loglevel=4 panic=-1 reboot=t {spec.command_line}".rstrip()
+    devices: list[str] = []
+    match spec.vsock:
+        case VhostUserVsock(path):
+            devices = ["-chardev", f"socket,id=vsock,path={path}", "-device", "vhost-user-vsock-pci,chardev=vsock"]
+        case VhostVsock(cid):
+            devices = ["-device", f"vhost-vsock-pci,guest-cid={cid}"]
+        case None:
+            pass
+    return [
+        *acceleration,
+        *("-M", "q35,memory-backend=mem0", "-object", f"memory-backend-memfd,id=mem0,size={size},share=on"),
+        *("-m", size, "-smp", str(spec.cpus), "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"),
+        *("-serial", f"file:{directory / 'console.log'}", "-serial", f"file:{directory / 'verdict'}"),
+        *("-chardev", f"socket,id=agent,path={directory / 'agent.sock'},server=on,wait=off"),
+        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+        *("-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off"),
+        *("-kernel", str(spec.image.kernel), "-initrd", str(directory / "initrd"), "-append", append),
+        *devices,
+    ]
+
+
+def find_oops(console: str) -> str | None:
+    """The line in which the guest's kernel reported an internal error, if it did.
+
+    The panic that follows when process 1 ends is an end of the agent, not an error of the kernel.
+    """
+    for line in console.splitlines():
+        if _OOPS.search(line) and _PANIC_ON_EXIT not in line:
+            return line.strip()
+    return None
+
+
+class Machine:
+    """A machine that is started, used and stopped; its folder keeps console, verdict and sockets.
+
+    Args:
+        spec: What to boot.
+        tools: QEMU's place.
+        directory: Made by `start`; short, as Unix socket paths end at 107 bytes.
+    """
+
+    def __init__(self, spec: MachineSpec, tools: Tools, directory: Path) -> None:
+        self.spec = spec
+        self.directory = directory
+        self.scale = 1.0
+        self.boot_seconds = 0.0
+        self._tools = tools
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._qmp: Qmp | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """The way to run things in the guest.
+
+        Raises:
+            GuestError: It is not up.
+        """
+        if self._channel is None:
+            raise GuestError(f"the guest {self.spec.name} is not up")
+        return self._channel
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process identifier while it runs."""
+        return self._qemu.pid if self._qemu is not None and self._qemu.poll() is None else None
+
+    def start(self) -> None:
+        """Start QEMU; returns before the guest has booted."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "initrd").open("wb") as initrd:
+            for ramdisk in self.spec.image.ramdisks:
+                initrd.write(ramdisk.read_bytes())
+        (self.directory / "verdict").unlink(missing_ok=True)
+        command = [*self._tools.qemu(), *qemu_arguments(self.spec, self.directory)]
+        with (self.directory / "qemu.log").open("ab") as log:
+            self._qemu = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait_ready(self, deadline: Deadline | None = None) -> None:
+        """Until the guest's agent has said ``ready``; then its channel is open and its speed is known.
+
+        Raises:
+            GuestOopsError: The guest's kernel failed.
+            GuestError: The guest said ``failed``, or QEMU ended.
+            LabTimeoutError: No verdict.
+        """
+        deadline = deadline or Deadline(BOOT_DEADLINE)
+        total = deadline.remaining
+        words = self._watch(deadline, self._verdict_words, f"the verdict of the guest {self.spec.name}")
+        if words[0] != "ready":
+            raise self._failure(" ".join(words))
+        self.boot_seconds = total - deadline.remaining
+        self.scale = max(1.0, float(words[2]) / calibrate())
+        self._channel = Channel(
+            self._watch(deadline, lambda: _connected(self.directory / "agent.sock"), "its channel"), self.spec.name
+        )
+
+    def run(self, argv: Sequence[str], *, deadline: Deadline | None = None, stdin: bytes = b"") -> Completed:
+        """Run a command in the guest to its end; the default deadline is 10 s of the guest's time.
+
+        Raises:
+            GuestOopsError: The guest's kernel failed meanwhile.
+            LabError: It did not end, or the guest is gone.
+        """
+        try:
+            return self.channel.run(argv, deadline=deadline or Deadline(10, scale=self.scale), stdin=stdin)
+        finally:
+            self.check()
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        log: Path,
+        stdout: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> GuestProcess:
+        """Start a command in the guest and leave it running."""
+        deadline = Deadline(10, scale=self.scale)
+        return self.channel.spawn(argv, name=name, log=log, stdout=stdout, deadline=deadline, environment=environment)
+
+    def check(self) -> None:
+        """Nothing while the guest is well.
+
+        Raises:
+            GuestOopsError: Its kernel reported an internal error.
+        """
+        if line := find_oops(self.console()):
+            raise GuestOopsError(
+                f"the kernel of the guest {self.spec.name} failed",
+                why=f"{line} (QEMU {self.version()}, kernel {self.spec.image.kernel.name})",
+                fix="an emulator's fault, as a rule: run it again; if it persists, see docs/lab-qemu.md on version pins",
+            )
+
+    def console(self) -> str:
+        """What the guest's kernel and services have written."""
+        path = self.directory / "console.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def version(self) -> str:
+        """QEMU's version as it prints it."""
+        done = subprocess.run([*self._tools.qemu(), "--version"], capture_output=True, text=True, check=False)
+        return done.stdout.partition("version ")[2].split("\n", maxsplit=1)[0].strip()
+
+    def qmp(self) -> Qmp:
+        """QEMU's control session."""
+        if self._qmp is None:
+            deadline = Deadline(10)
+            self._qmp = Qmp(deadline.poll(lambda: _connected(self.directory / "qmp.sock"), "QEMU's control socket"))
+        return self._qmp
+
+    def exit_code(self) -> int | None:
+        """What QEMU ended with, or None while it runs."""
+        return self._qemu.poll() if self._qemu is not None else None
+
+    def kill(self) -> None:
+        """End the machine as a power cut does; idempotent."""
+        if self._qemu is not None and self._qemu.poll() is None:
+            self._qemu.kill()
+        if self._qemu is not None:
+            self._qemu.wait()
+        for session in (self._channel, self._qmp):
+            if session is not None:
+                session.close()
+        self._channel = self._qmp = None
+
+    def _verdict_words(self) -> list[str] | None:
+        path = self.directory / "verdict"
+        line, newline, _ = (path.read_text() if path.exists() else "").partition("\n")
+        return line.split() if newline else None
+
+    def _watch(self, deadline: Deadline, look: Callable[[], T | None], what: str) -> T:
+        """Wait for something, while watching that QEMU runs and the kernel is well."""
+
+        def look_and_check() -> T | None:
+            seen = look()
+            self.check()
+            if not seen and (code := self.exit_code()) is not None:
+                raise self._failure(f"QEMU ended with {code}")
+            return seen
+
+        return deadline.poll(look_and_check, what)
+
+    def _failure(self, why: str) -> GuestError:
+        log = self.directory / "qemu.log"
+        emulator = log.read_text(errors="replace").strip() if log.exists() else ""
+        tail = "\n".join(filter(None, (why, emulator, self.console()[-_CONSOLE_TAIL:])))
+        return GuestError(f"the guest {self.spec.name} failed", why=tail)
+
+
+class VsockDevice:
+    """A vhost-device-vsock process for one guest.
+
+    Args:
+        tools: Its place.
+        cid: The guest's.
+        directory: For its sockets.
+    """
+
+    def __init__(self, tools: Tools, cid: int, directory: Path) -> None:
+        self.cid = cid
+        self.vhost = directory / "vhost.sock"
+        self._tools = tools
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def hybrid(self) -> Path:
+        """Connect here and say ``CONNECT port`` to reach the guest; it reaches us at this path + ``_port``."""
+        return self._directory / "u"
+
+    def start(self, deadline: Deadline) -> None:
+        """Start it and wait until QEMU can connect.
+
+        Raises:
+            GuestError: It ended.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for path in (self.hybrid, self.vhost):
+            path.unlink(missing_ok=True)
+        command = self._tools.vhost_device_vsock(self.cid, hybrid=self.hybrid, vhost=self.vhost)
+        log_path = self._directory / "vsock.log"
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "RUST_LOG": "warn"},
+            )
+        process = self._process
+
+        def look() -> bool:
+            if process.poll() is not None:
+                raise GuestError("the vsock device ended", why=log_path.read_text(errors="replace").strip()[-500:])
+            return self.vhost.exists()
+
+        deadline.poll(look, "the vsock device's socket")
+
+    def stop(self) -> None:
+        """End it; idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        for path in (self.hybrid, self.vhost):
+            path.unlink(missing_ok=True)
+
+
+def _connected(path: Path) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    return sock
