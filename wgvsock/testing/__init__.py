@@ -1,1 +1,12 @@
-"""TBD."""
+"""Doubles and helpers for tests of code that embeds wgvsock: no sockets, no sleeping, no entropy.
+
+`ManualClock` and `SeededRandom` take the place of time and entropy, `DevicePair` and `Eavesdropper` of a network,
+`MemoryTun` and `MemoryTransport` of a kernel.
+"""
+
+from wgvsock.testing.clock import ManualClock, SeededRandom
+from wgvsock.testing.pair import DevicePair, Eavesdropper
+from wgvsock.testing.transport import MemoryTransport
+from wgvsock.testing.tun import MemoryTun
+
+__all__ = ["DevicePair", "Eavesdropper", "ManualClock", "MemoryTransport", "MemoryTun", "SeededRandom"]

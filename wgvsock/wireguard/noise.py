@@ -261,13 +261,20 @@ def create_response(
 
 
 def consume_response(
-    identity: Identity, handshake: Handshake, pending: PendingInitiation, message: HandshakeResponse
-) -> TransportKeys:
-    """Second message, initiator's side (section 5.4.3), and the session's keys; a success wipes the pending state.
+    identity: Identity, handshake: Handshake, message: HandshakeResponse
+) -> tuple[TransportKeys, PendingInitiation]:
+    """Second message, initiator's side (section 5.4.3).
+
+    Returns:
+        The session's keys, and the initiation that was answered, with its secrets wiped.
 
     Raises:
-        HandshakeRejectedError: Forged, or the preshared keys differ; the pending state stays for the true response.
+        HandshakeRejectedError: No answer to the pending initiation, forged, or the preshared keys differ. The pending
+            initiation stays for the true response.
     """
+    pending = handshake.pending
+    if pending is None or pending.local_index != message.receiver_index:
+        raise HandshakeRejectedError(DropReason.UNEXPECTED_RESPONSE)
     ephemeral_r = message.unencrypted_ephemeral
     # C_i := KDF1(C_i, E_r^pub);  H_i := HASH(H_i || msg.ephemeral)
     chaining_key, h = _mix_ephemeral(pending.chaining_key, pending.hash, ephemeral_r)
@@ -284,7 +291,7 @@ def consume_response(
     handshake.forget_pending()
     # (T_i^send = T_r^recv, T_i^recv = T_r^send) := KDF2(C_i, "")
     sending, receiving = kdf2(chaining_key, b"")
-    return TransportKeys(bytearray(sending), bytearray(receiving))
+    return TransportKeys(bytearray(sending), bytearray(receiving)), pending
 
 
 def _mix_ephemeral(chaining_key: bytes | bytearray, h: bytes, ephemeral_public: bytes) -> tuple[bytes, bytes]:

@@ -246,11 +246,10 @@ def _receive_initiation(device: Device, identity: Identity, message: HandshakeIn
 def _receive_response(device: Device, identity: Identity, message: HandshakeResponse, arrival: Arrival) -> None:
     now = arrival.now
     peer = device.pending_by_index.get(message.receiver_index)
-    if peer is None or peer.handshake.pending is None:
+    if peer is None:
         device.drop(DropReason.UNEXPECTED_RESPONSE, arrival.endpoint)
         return
-    pending = peer.handshake.pending
-    keys = consume_response(identity, peer.handshake, pending, message)
+    keys, pending = consume_response(identity, peer.handshake, message)
     del device.pending_by_index[pending.local_index]
     keypair = Keypair(
         peer,
