@@ -14,6 +14,7 @@ from wgvsock.uapi.endpoints import EndpointText
 from wgvsock.uapi.errors import UapiError
 from wgvsock.uapi.protocol import NO_KEY, DeviceChange, DeviceState, PeerChange, PeerState
 from wgvsock.wireguard import Device, Peer
+from wgvsock.wireguard.primitives import is_weak
 
 _ADDRESSES: Final = get_args(Address)
 
@@ -92,28 +93,27 @@ class DeviceControl:
         Raises:
             UapiError: EINVAL for an endpoint or a key that cannot be, EADDRINUSE for sockets that cannot be changed.
         """
-        endpoints = [self._parse_endpoint(peer.endpoint) for peer in change.peers]
+        endpoints = [self._check_peer(peer) for peer in change.peers]
         await self._change_sockets(change)
         now = self._clock()
-        try:
-            if change.private_key is not None:
-                self._set_private_key(change.private_key, now)
-            if change.replace_peers:
-                for public_key in list(self._device.peers):
-                    self._device.remove_peer(public_key)
-            for peer, endpoint in zip(change.peers, endpoints, strict=True):
-                self._change_peer(peer, endpoint, now)
-        except ConfigurationError as error:
-            raise UapiError(errno.EINVAL, str(error)) from None
-        finally:
-            self._on_changed()
-        _log.debug("configuration changed: %d peers", len(self._device.peers))
+        if change.private_key is not None:
+            self._set_private_key(change.private_key, now)
+        if change.replace_peers:
+            for public_key in list(self._device.peers):
+                self._device.remove_peer(public_key)
+        for peer, endpoint in zip(change.peers, endpoints, strict=True):
+            self._change_peer(peer, endpoint, now)
+        self._on_changed()
+        _log.debug("configuration changed; %d peers", len(self._device.peers))
 
-    def _parse_endpoint(self, text: str | None) -> Address | None:
-        if text is None:
+    def _check_peer(self, change: PeerChange) -> Address | None:
+        """Refuse what the core would refuse later on, and read the endpoint."""
+        if is_weak(change.public_key) and not change.remove:
+            raise UapiError(errno.EINVAL, "no handshake with this public key can be secure")
+        if change.endpoint is None:
             return None
         try:
-            return self._endpoints.parse(text)
+            return self._endpoints.parse(change.endpoint)
         except ConfigurationError as error:
             raise UapiError(errno.EINVAL, str(error)) from None
 
