@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,6 +32,7 @@ DEFAULT_MAX_FUTURE: Final = timedelta(seconds=30)
 """Room for the clocks of relay and enclave to differ; the nonce is what proves freshness."""
 
 _FINGERPRINT_SIZE: Final = 32
+_PCR_NAME: Final = re.compile(r"PCR([0-9]{1,2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +136,13 @@ def parse_measurements(build_output: object) -> dict[int, bytes]:
     for name, value in measurements.items():
         if name == "HashAlgorithm":  # "Sha384 { ... }"
             continue
-        index = str(name).removeprefix("PCR")
-        if index == name or not index.isdecimal() or not isinstance(value, str):
+        match = _PCR_NAME.fullmatch(str(name))
+        if match is None or not isinstance(value, str):
             raise _malformed("a name is not PCR0 to PCR31, or its value is no text")
         try:
-            pcrs[int(index)] = bytes.fromhex(value)
+            pcrs[int(match[1])] = bytes.fromhex(value)
         except ValueError:
-            raise _malformed(f"PCR{int(index)} is not hexadecimal") from None
+            raise _malformed(f"{match[0]} is not hexadecimal") from None
     if not pcrs:
         raise _malformed("there is no PCR in it")
     return dict(_checked_pcrs(pcrs))
