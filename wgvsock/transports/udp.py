@@ -183,7 +183,10 @@ class UdpTransport:
         Raises:
             ListenError: The port is in use; the old sockets stay.
         """
+        blocked = self._blocked
         self._open(port)
+        if blocked is not None and self._on_writable is not None:
+            self._on_writable(blocked[1])
 
     def set_fwmark(self, mark: int) -> None:
         """Mark outgoing packets from now on; 0: no more.
@@ -216,15 +219,14 @@ class UdpTransport:
 
     def _use(self, sockets: dict[int, socket.socket]) -> None:
         """Change to these sockets; what the old ones did not take is lost."""
+        self._unblock()
         for sock in self._sockets.values():
             self._loop.remove_reader(sock)
-            self._loop.remove_writer(sock)
             sock.close()
         self._sockets = sockets
         for sock in sockets.values():
             self._loop.add_reader(sock, self._receive, sock)
         self._forget_queue()
-        self._unblock()
 
     # The way out.
 
