@@ -25,7 +25,15 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union
 
-from wgvsock.addresses import StreamAddress, parse_stream_address
+from wgvsock.addresses import (
+    HybridVsockAddress,
+    Port,
+    StreamAddress,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    parse_stream_address,
+)
 from wgvsock.errors import ConfigurationError
 
 IpAddress = IPv4Address | IPv6Address
@@ -39,6 +47,10 @@ Settings = TypeVar("Settings")
 
 MAX_CONFIGURATION_BYTES: Final = 1 << 20
 """A configuration is written by hand; anything longer is the wrong file."""
+
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # IFNAMSIZ, and no character that nft would read
 
 
 class UnknownKeyError(ConfigurationError):
@@ -113,6 +125,54 @@ def parse(schema: type[Settings], text: str, source: str = "configuration") -> S
     except tomllib.TOMLDecodeError as error:
         raise UnreadableConfigurationError(f"{source} is no TOML", why=str(error), fix="correct the syntax") from None
     return _Builder(source, _line_numbers(text)).table(schema, values, ())
+
+
+# What more than one configuration holds.
+
+
+def next_port(address: StreamAddress, key: str) -> StreamAddress:
+    """The same address one port higher (the paper: provisioning is at the WireGuard port + 1).
+
+    Raises:
+        ConfigurationError: The address has no port; `key` has to be given.
+    """
+    match address:
+        case VsockAddress(cid, port):
+            return VsockAddress(cid, Port(port + 1))
+        case HybridVsockAddress(path, port):
+            return HybridVsockAddress(path, Port(port + 1))
+        case TcpAddress(host, port):
+            return TcpAddress(host, Port(port + 1))
+        case UnixAddress():
+            raise ConfigurationError(
+                f'"{key}" is missing', why="a unix: address has no port to count up from", fix=f'add "{key}"'
+            )
+
+
+def check_service_name(name: str) -> None:
+    """Refuse a name that cannot be part of a file name.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            'cannot use "name"', why="it becomes a part of file names", fix="use letters, digits, dot, dash, underscore"
+        )
+
+
+def check_interface_name(name: str) -> None:
+    """Refuse a name that the kernel or nft would not take.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    if not _INTERFACE.fullmatch(name):
+        raise ConfigurationError(
+            f"no interface can be named {name[:32]!r}",
+            why="a name has 1 to 15 letters, digits, dots, dashes or underscores",
+            fix='choose another, such as "wg0"',
+        )
 
 
 def to_plain(value: object) -> Any:
