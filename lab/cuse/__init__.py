@@ -1,1 +1,1 @@
-"""``/dev/nsm`` in a guest, served from user space: the production NSM client meets a real device node and a real ioctl."""
+"""``/dev/nsm`` in a guest, served from user space: the production client meets a real device node and ioctl."""

@@ -1,7 +1,7 @@
 """``python3 -m lab.cuse.nsm``: serve /dev/nsm in a guest and pass the bytes on to the host's signer over vsock.
 
-What the kernel's nsm driver does (drivers/misc/nsm.c of Linux) is done here: the ioctl number, the structure, the limits and
-the error numbers. What a request means is the signer's business; no key is in the guest.
+What the kernel's nsm driver does (drivers/misc/nsm.c of Linux) is done here: the ioctl number, the structure, the
+limits and the error numbers. What a request means is the signer's business; no key is in the guest.
 
 One connection to the signer is one boot of the enclave: PCRs extended over it are there until the daemon ends.
 """

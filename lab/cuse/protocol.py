@@ -1,8 +1,8 @@
 """The character-device half of the FUSE protocol (include/uapi/linux/fuse.h): structures in the machine's byte order.
 
-The kernel sends a `RequestHeader` with a body, and expects a `reply` with the same `unique`. An unrestricted ioctl takes
-rounds: the kernel does not know what the argument points at, so the daemon answers with a list of the memory that it wants
-to read and write (`ioctl_retry`), and is asked again with those bytes in hand.
+The kernel sends a `RequestHeader` with a body, and expects a `reply` with the same `unique`. An unrestricted ioctl
+takes rounds: the kernel does not know what the argument points at, so the daemon answers with a list of the memory
+that it wants to read and write (`ioctl_retry`), and is asked again with those bytes in hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_TRANSFER: Final = 65536
 """Bytes of one read, write or ioctl: a request is at most 4 KiB and a response 12 KiB (NSM API)."""
 
 READ_BUFFER: Final = 256 * 1024
-"""Bytes of the daemon's read buffer: the kernel refuses to send when it is not larger than `MAX_TRANSFER` and a header."""
+"""Bytes of the daemon's read buffer: larger than `MAX_TRANSFER` and a header, or the kernel refuses to send."""
 
 _UNRESTRICTED_IOCTL: Final = 1 << 0  # CUSE_UNRESTRICTED_IOCTL
 _IOCTL_RETRY: Final = 1 << 2  # FUSE_IOCTL_RETRY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import queue
@@ -11,12 +12,15 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from lab.backend import Completed
 from lab.deadline import Deadline
 from lab.errors import LabTimeoutError
+from lab.process import LoggedProcess
 from lab.qemu.errors import GuestError
+
+_KILL_PATIENCE: Final = 30.0  # seconds until a killed command must be gone, however slow its processor is
 
 
 class Channel:
@@ -33,7 +37,6 @@ class Channel:
         self._ids = itertools.count(1)
         self._sending = threading.Lock()
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
-        self._closed = False
         self._reader = threading.Thread(target=self._read_answers, name=f"channel {name}", daemon=True)
         self._reader.start()
 
@@ -108,17 +111,19 @@ class Channel:
         request, answers = self._request("read", path=path)
         return base64.b64decode(self._finish(request, answers, f"read {path}")["data"])
 
+    def set_clock(self, now: float) -> None:
+        """Set the guest's wall clock, Unix time in seconds: at boot it has whole seconds only."""
+        request, answers = self._request("clock", time=now)
+        self._finish(request, answers, "set its clock")
+
     def power_off(self) -> None:
         """Ask the guest to end."""
         self._request("poweroff")
 
     def close(self) -> None:
         """Hang up; idempotent."""
-        self._closed = True
-        try:
+        with contextlib.suppress(OSError):  # QEMU went first
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # QEMU went first
         self._reader.join()
         self._sock.close()
 
@@ -164,7 +169,7 @@ class Channel:
             answers.put({"event": "error", "message": "the guest is gone"})
 
 
-class GuestProcess:
+class GuestProcess(LoggedProcess):
     """A command that runs on in a guest; see `lab.backend.Process`.
 
     A thread of its own writes the output to the log as it comes.
@@ -180,11 +185,9 @@ class GuestProcess:
         log: Path,
         stdout: Path | None,
     ) -> None:
-        self.name = name
-        self.log = log
+        super().__init__(name, log)
         self.pid = pid
         self._channel = channel
-        self._start = log.stat().st_size if log.exists() else 0
         self._code: int | None = None
         self._ended = threading.Event()
         files = {"stderr": log.open("ab", buffering=0), "stdout": (stdout or log).open("ab", buffering=0)}
@@ -203,25 +206,9 @@ class GuestProcess:
     def kill(self) -> None:
         """SIGKILL for the command and its process group, and wait until it is gone; idempotent."""
         if self._code is None:
-            try:
+            with contextlib.suppress(GuestError):  # it went with its guest
                 self._channel.signal(self.pid, signal.SIGKILL, group=True)
-            except GuestError:
-                return  # it went with its guest
-            self._ended.wait(30)
-
-    def wait(self, deadline: Deadline) -> int:
-        """Its exit code.
-
-        Raises:
-            LabTimeoutError: It still runs.
-        """
-        return deadline.poll(lambda: None if (code := self.poll()) is None else (code,), f"{self.name} to end")[0]
-
-    def output(self) -> str:
-        """What it has written since it was started."""
-        with self.log.open("rb") as stream:
-            stream.seek(self._start)
-            return stream.read().decode(errors="replace")
+                self._ended.wait(_KILL_PATIENCE)
 
     def _collect(self, answers: queue.SimpleQueue[dict[str, Any]], files: Mapping[str, BinaryIO]) -> None:
         while True:

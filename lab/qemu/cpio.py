@@ -1,4 +1,4 @@
-"""Reproducible initramfs archives: the "newc" cpio format of the kernel (Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Reproducible initramfs archives: the "newc" cpio format, as Linux documents it in early-userspace/buffer-format.rst.
 
 The same tree gives the same bytes: entries are sorted, every time stamp is 0, every owner is root, inodes are counted.
 """

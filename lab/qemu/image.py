@@ -1,8 +1,9 @@
-"""A guest's files: an uncompressed kernel, a base ramdisk (userland) and an application ramdisk (wgvsock and the laboratory).
+"""A guest's files: an uncompressed kernel, a base ramdisk (userland) and an application ramdisk (wgvsock and lab).
 
-The split is the one of an enclave image file: the base is what PCR1 measures together with the kernel, the application what
-PCR2 measures. Base and kernel depend on pinned packages only and are cached under a name that says which; the application
-follows the checkout and is packed for each run. The kernel unpacks both archives one after the other.
+The split is the one of an enclave image file: the base is what PCR1 measures together with the kernel, the
+application what PCR2 measures. Base and kernel depend on pinned packages only and are cached under a name that says
+which; the application follows the checkout and is packed for each run. The kernel unpacks both archives one after the
+other.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def build(application: Mapping[str, Entry] | None = None, *, target: Path, cache
 
 
 def build_base(cache: Path, lock: Lock | None = None) -> Base:
-    """Kernel and userland from the pinned packages, built once for each set of pins and each version of this builder."""
+    """Kernel and userland from the pinned packages, built once for each set of pins and version of this builder."""
     lock = lock or read_lock()
     recipe = [Path(module.__file__ or "").read_bytes() for module in (cpio, modules, vmlinux)]
     recipe += [Path(__file__).read_bytes(), Path(__file__).with_name("init.sh").read_bytes()]
@@ -149,7 +150,7 @@ def userland_tree(guest: Path, wheels: Path) -> dict[str, Entry]:
 
 
 def application_tree() -> dict[str, Entry]:
-    """wgvsock and lab as they are in this checkout, and the command ``wgvsock``."""
+    """Both packages, wgvsock and lab, as they are in this checkout, and the command ``wgvsock``."""
     tree: dict[str, Entry] = {}
     for package in (wgvsock, lab):
         folder = Path(package.__file__ or "").parent
@@ -164,8 +165,8 @@ def application_tree() -> dict[str, Entry]:
 def compiled(tree: Mapping[str, Entry], guest: Path, *, keep_source: bool) -> dict[str, Entry]:
     """The tree with Python's byte code, compiled by the guest's own interpreter, run here on its own C library.
 
-    Byte code checked against nothing (PEP 552) needs no time stamps: the result is reproducible and a start costs no ``stat``.
-    Without sources the byte code takes their place.
+    Byte code checked against nothing (PEP 552) needs no time stamps: the result is reproducible and a start costs no
+    ``stat``. Without sources the byte code takes their place.
     """
     sources = {path: entry for path, entry in tree.items() if path.endswith(".py") and isinstance(entry, File)}
     with tempfile.TemporaryDirectory(prefix="wgvsock-compile-") as name:

@@ -1,7 +1,7 @@
 """``python -m lab.qemu.lock``: renew ``packages.json`` from the archive's package lists.
 
-Works in a private apt folder and never touches the machine's sources. ``Check-Valid-Until=false`` because a mirror's Release
-file can have expired; signatures are checked all the same.
+Works in a private apt folder and never touches the machine's sources. ``Check-Valid-Until=false`` because a mirror's
+Release file can have expired; signatures are checked all the same.
 """
 
 from __future__ import annotations
@@ -23,34 +23,60 @@ _SUITES: Final = ("bookworm", "bookworm-backports", "forky")
 _QEMU: Final = "1:10.0.2+ds-2+deb13u1~bpo12+1"
 _KERNEL: Final = "6.12.95-1~bpo12+1"
 
+_HOST_LIBRARIES: Final = (
+    *("libaio1", "libblkid1", "libbpf1", "libc6", "libcap2", "libcapstone4", "libdaxctl1", "libelf1"),
+    *("libfdt1", "libffi8", "libfuse3-3", "libgcc-s1", "libglib2.0-0", "libgmp10", "libgnutls30", "libhogweed6"),
+    *("libibverbs1", "libidn2-0", "libjpeg62-turbo", "libkmod2", "liblz4-1", "liblzma5", "libmount1", "libndctl6"),
+    *(
+        "libnettle8",
+        "libnl-3-200",
+        "libnl-route-3-200",
+        "libnuma1",
+        "libp11-kit0",
+        "libpcre2-8-0",
+        "libpixman-1-0",
+        "libpmem1",
+    ),
+    *("libpng16-16", "librdmacm1", "libsasl2-2", "libseccomp2", "libselinux1", "libslirp0", "libssl3", "libstdc++6"),
+    *("libtasn1-6", "libudev1", "libunistring2", "liburing2", "libuuid1", "libvdeplug2", "libzstd1", "zlib1g"),
+)
+_GUEST: Final = (
+    *(
+        "busybox-static",
+        "dash",
+        "python3.11-minimal",
+        "libpython3.11-minimal",
+        "libpython3.11-stdlib",
+        "libc6",
+        "zlib1g",
+    ),
+    *("libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5", "libuuid1", "libgcc-s1", "libsqlite3-0"),
+    *(
+        "iptables",
+        "nftables",
+        "libnftables1",
+        "libnftnl11",
+        "libmnl0",
+        "libxtables12",
+        "libjansson4",
+        "libgmp10",
+        "libedit2",
+    ),
+    *("libip4tc2", "libip6tc2", "libnetfilter-conntrack3", "libnfnetlink0", "libbsd0", "libmd0", "libtinfo6"),
+    *("iproute2", "libelf1", "libbpf1", "libcap2", "wireguard-tools"),
+)
+
 # QEMU 7.2 with a 6.12 kernel oopses at random under TCG; 10.0.2 with the 6.12 cloud kernel does not (docs/lab-qemu.md).
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "host": (
         *(f"{name}={_QEMU}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data")),
         "seabios/bookworm-backports",
         "vhost-device-vsock=0.3.0-2",
-        *(
-            f"{name}/bookworm"
-            for name in (
-                "libaio1 libblkid1 libbpf1 libc6 libcap2 libcapstone4 libdaxctl1 libelf1 libfdt1 libffi8 libfuse3-3 libgcc-s1"
-                " libglib2.0-0 libgmp10 libgnutls30 libhogweed6 libibverbs1 libidn2-0 libjpeg62-turbo libkmod2 liblzma5"
-                " libmount1 libndctl6 libnettle8 libnl-3-200 libnl-route-3-200 libnuma1 libp11-kit0 libpcre2-8-0"
-                " libpixman-1-0 libpmem1 libpng16-16 librdmacm1 libsasl2-2 libseccomp2 libselinux1 libslirp0 libssl3"
-                " libtasn1-6 libudev1 libunistring2 liburing2 libuuid1 libvdeplug2 libzstd1 zlib1g zstd liblz4-1 libstdc++6"
-            ).split()
-        ),
+        "zstd/bookworm",
+        *(f"{name}/bookworm" for name in _HOST_LIBRARIES),
     ),
     "kernel": (f"linux-image-6.12.95+deb12-cloud-amd64={_KERNEL}",),
-    "guest": tuple(
-        f"{name}/bookworm"
-        for name in (
-            "busybox-static python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 zlib1g libexpat1 libssl3 libffi8"
-            " libbz2-1.0 liblzma5 libuuid1 libgcc-s1 libsqlite3-0 dash"
-            " iptables nftables libnftables1 libnftnl11 libmnl0 libxtables12 libjansson4 libgmp10 libedit2 libip4tc2 libip6tc2"
-            " libnetfilter-conntrack3 libnfnetlink0 libbsd0 libmd0 libtinfo6"
-            " iproute2 libelf1 libbpf1 libcap2 wireguard-tools"
-        ).split()
-    ),
+    "guest": tuple(f"{name}/bookworm" for name in _GUEST),
 }
 
 

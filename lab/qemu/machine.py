@@ -1,6 +1,7 @@
 """One virtual machine: its command line, its channels, its life and how it is known to have failed.
 
-q35 without defaults and an uncompressed kernel boot as quickly as microvm and do not hang on a busy host; ``-no-reboot`` and
+q35 without defaults and an uncompressed kernel boot as quickly as microvm and do not hang on a busy host;
+``-no-reboot`` and
 ``panic=-1`` turn every end of the guest into an end of QEMU.
 """
 
@@ -10,6 +11,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,9 +204,9 @@ class Machine:
             raise self._failure(" ".join(words))
         self.boot_seconds = total - deadline.remaining
         self.scale = max(1.0, float(words[2]) / calibrate())
-        self._channel = Channel(
-            self._watch(deadline, lambda: _connected(self.directory / "agent.sock"), "its channel"), self.spec.name
-        )
+        sock = self._watch(deadline, lambda: _connected(self.directory / "agent.sock"), "its channel")
+        self._channel = Channel(sock, self.spec.name)
+        self._channel.set_clock(time.time())
 
     def run(self, argv: Sequence[str], *, deadline: Deadline | None = None, stdin: bytes = b"") -> Completed:
         """Run a command in the guest to its end; the default deadline is 10 s of the guest's time.
@@ -241,7 +243,7 @@ class Machine:
             raise GuestOopsError(
                 f"the kernel of the guest {self.spec.name} failed",
                 why=f"{line} (QEMU {self.version()}, kernel {self.spec.image.kernel.name})",
-                fix="an emulator's fault, as a rule: run it again; if it persists, see docs/lab-qemu.md on version pins",
+                fix="an emulator's fault, as a rule: run it again; if it persists, see docs/lab-qemu.md on pins",
             )
 
     def console(self) -> str:

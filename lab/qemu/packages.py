@@ -1,8 +1,9 @@
 """Pinned Debian packages and wheels, fetched once into the user's cache by version and SHA-256.
 
-Nothing is installed: packages are unpacked privately, and QEMU runs on the C library it was built for, so that neither the
-machine's Debian release nor its apt sources matter. A suite's Release file may have expired by the time somebody runs the
-laboratory; the trust therefore comes from the checksums in ``packages.json`` (`lab.qemu.lock` writes it), not from a Release file.
+Nothing is installed: packages are unpacked privately, and QEMU runs on the C library it was built for, so that
+neither the machine's Debian release nor its apt sources matter. A suite's Release file may have expired by the time
+somebody runs the laboratory; the trust therefore comes from the checksums in ``packages.json`` (`lab.qemu.lock`
+writes it), not from a Release file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Download = Callable[[Sequence[tuple[str, Path, str]]], None]
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One Debian package at one version: `path` is relative to the archive's root, `sha256` is in hex, `size` in bytes."""
+    """One package at one version: `path` is relative to the archive's root, `sha256` is in hex, `size` in bytes."""
 
     name: str
     version: str
@@ -97,7 +98,7 @@ def fetch(pins: Iterable[Pin], lock: Lock, cache: Path, download: Download | Non
         raise PackageError(
             f"cannot fetch {names}",
             why="what the archives sent does not have the pinned SHA-256",
-            fix="delete the cache's debs folder and try again; if it persists, renew the pins with python -m lab.qemu.lock",
+            fix="try again; if it persists, renew the pins with python -m lab.qemu.lock",
         )
     return list(wanted)
 

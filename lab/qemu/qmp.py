@@ -1,4 +1,4 @@
-"""QEMU's machine protocol, as much of it as the laboratory needs (https://www.qemu.org/docs/master/interop/qmp-spec.html)."""
+"""QEMU's machine protocol, as far as the laboratory needs it (https://www.qemu.org/docs/master/interop/qmp-spec.html)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The uncompressed kernel inside a bzImage (Documentation/arch/x86/boot.rst of Linux).
 
-QEMU starts an uncompressed ``vmlinux`` through its PVH entry: under emulation that saves the seconds that the kernel would
-spend unpacking itself, and it is the form that boots as quickly on q35 as on microvm.
+QEMU starts an uncompressed ``vmlinux`` through its PVH entry: under emulation that saves the seconds that the kernel
+would spend unpacking itself, and it is the form that boots as quickly on q35 as on microvm.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def extract(bzimage: bytes, *, zstd: Decompress) -> bytes:
 
 
 def _decompressor(magic: bytes, zstd: Decompress) -> Decompress:
-    """By the payload's first bytes; four bytes of length follow each stream, which the one-shot decompressors would refuse."""
+    """By the payload's first bytes; four bytes of length follow the stream, which one-shot decompressors would refuse."""
     if magic.startswith(_ZSTD_MAGIC):
         return lambda data: zstd(data[:-4])
     if magic.startswith(b"\x1f\x8b"):

@@ -1,0 +1,1 @@
+"""Enclave image files: written, read and measured as ``nitro-cli build-enclave`` and ``describe-eif`` do."""
