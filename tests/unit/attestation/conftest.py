@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,16 +57,3 @@ def lab() -> Lab:
 @pytest.fixture(scope="session")
 def good(lab: Lab) -> bytes:
     return lab.document()
-
-
-@pytest.fixture(scope="session")
-def rejected_check() -> Callable[[Callable[[], object]], str]:
-    """The name of the check that a call fails at."""
-    from wgvsock.attestation.errors import RejectedDocumentError
-
-    def check(call: Callable[[], object]) -> str:
-        with pytest.raises(RejectedDocumentError) as caught:
-            call()
-        return caught.value.check
-
-    return check
