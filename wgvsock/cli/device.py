@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="wgvsock-device", description="Userspace WireGuard over vsock, Unix and TCP streams, and UDP."
     )
     parser.add_argument("--version", action="version", version=f"wgvsock-device {__version__}")
-    _add_arguments(parser)
+    add_arguments(parser)
     try:
         return _run(parser.parse_args(argv))
     except WgvsockError as error:
@@ -97,11 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``device`` to the commands of ``wgvsock``."""
     parser = commands.add_parser("device", help="run a userspace WireGuard interface for wg and wg-quick")
-    _add_arguments(parser)
+    add_arguments(parser)
     parser.set_defaults(run=_run)
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_options` reads."""
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument(
         "-n",

@@ -8,9 +8,11 @@ from wgvsock.addresses import Port, TcpAddress
 
 
 def tcp_socket(host: str) -> socket.socket:
-    """A non-blocking TCP socket of the host's family, without Nagle's delay."""
+    """A non-blocking TCP socket of the host's family alone, without Nagle's delay."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # [::] and 0.0.0.0 can listen on one port
     no_delay(sock)
     return sock
 

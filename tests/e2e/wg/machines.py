@@ -1,0 +1,201 @@
+"""Two machines with a cable between them, and a WireGuard interface of some implementation on each.
+
+::
+
+    left                             right
+    192.0.2.1, 2001:db8::1  ────────  192.0.2.2, 2001:db8::2    veth
+    10.9.0.1, fd09::1       ════════  10.9.0.2, fd09::2         WireGuard
+
+Every machine is a network namespace with a ``/run/wireguard`` of its own, so that interface names are free to choose
+and ``wg show`` lists one machine's interfaces. ``/run/wgvsock`` is shared: Unix streams lead from machine to machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from lab.deadline import Deadline
+from lab.netns import namespaces, privilege
+from lab.process import LocalProcess
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+DEVICE: Final = Path(sys.executable).with_name("wgvsock-device")
+DEVICE_ENTRY: Final = Path(__file__).with_name("device_entry.py")
+
+_ENTER: Final = 'mkdir -p /run/wireguard && mount --bind "$0" /run/wireguard && exec "$@"'
+
+
+def require(*tools: str) -> None:
+    """Skip the test unless the tools are installed and namespaces can be made."""
+    if reason := privilege.unavailable():
+        pytest.skip(f"network namespaces cannot be made here: {reason}")
+    packages = {"wg": "wireguard-tools", "wg-quick": "wireguard-tools"}
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"missing: {tool} (apt-get install --no-install-recommends {packages.get(tool, tool)})")
+
+
+@dataclass
+class Machine:
+    """A network namespace."""
+
+    name: str
+    index: int
+    directory: Path
+    processes: list[LocalProcess] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> str:
+        return f"wgv-wg-{os.getpid():x}-{self.name}"
+
+    @property
+    def address(self) -> str:
+        """On the cable."""
+        return f"192.0.2.{self.index}"
+
+    @property
+    def address6(self) -> str:
+        return f"2001:db8::{self.index}"
+
+    @property
+    def inner(self) -> str:
+        """In the tunnel."""
+        return f"10.9.0.{self.index}"
+
+    @property
+    def inner6(self) -> str:
+        return f"fd09::{self.index}"
+
+    def argv(self, command: Sequence[str | Path]) -> list[str]:
+        sockets = self.directory / "wireguard"
+        sockets.mkdir(exist_ok=True)
+        return ["ip", "netns", "exec", self.namespace, "sh", "-c", _ENTER, str(sockets), *map(str, command)]
+
+    def run(
+        self, *command: str | Path, stdin: str = "", check: bool = True, environment: Mapping[str, str] | None = None
+    ) -> str:
+        """Run a command to its end; its standard output."""
+        done = subprocess.run(
+            self.argv(command),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, **(environment or {})},
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout}{done.stderr}", pytrace=True)
+        return done.stdout
+
+    def start(self, *command: str | Path, name: str, environment: Mapping[str, str] | None = None) -> LocalProcess:
+        """Run a command until the machine is switched off."""
+        process = LocalProcess(name, self.argv(command), log=self.directory / f"{name}.log", environment=environment)
+        self.processes.append(process)
+        return process
+
+    def socket(self, interface: str) -> Path:
+        """The control socket, seen from outside."""
+        return self.directory / "wireguard" / f"{interface}.sock"
+
+    def wg(self, *arguments: str | Path, stdin: str = "", check: bool = True) -> str:
+        return self.run("wg", *arguments, stdin=stdin, check=check)
+
+    def ping(self, address: str, *, count: int = 3, check: bool = True) -> str:
+        return self.run("ping", "-n", "-c", str(count), "-i", "0.05", "-W", "2", address, check=check)
+
+    def reaches(self, address: str) -> bool:
+        return " 0% packet loss" in self.ping(address, count=1, check=False)
+
+    def clear(self) -> None:
+        """End everything that runs here."""
+        for process in self.processes:
+            process.kill()
+        for pid in namespaces.processes_in(self.namespace):  # what went into the background
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def machines(directory: Path, *names: str) -> Iterator[list[Machine]]:
+    """As many machines on one switch, cleaned away afterwards."""
+    made: list[Machine] = []
+    try:
+        for index, name in enumerate(names, start=1):
+            (directory / name).mkdir(parents=True)
+            machine = Machine(name, index, directory / name)
+            namespaces.create(machine.namespace)
+            made.append(machine)
+            namespaces.raise_loopback(machine.namespace)
+        _connect(made)
+        yield made
+    finally:
+        for machine in made:
+            machine.clear()
+            namespaces.remove(machine.namespace)
+
+
+def _connect(made: Sequence[Machine]) -> None:
+    """The first machine is the switch as well: a veth from it to every other one, behind a bridge."""
+    first, others = made[0], made[1:]
+    _ip(first, "link", "add", "eth0", "type", "bridge")
+    for other in others:
+        port = f"to-{other.index}"
+        _ip(first, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", other.namespace)
+        _ip(first, "link", "set", port, "master", "eth0", "up")
+    for machine in made:
+        _ip(machine, "addr", "add", f"{machine.address}/24", "dev", "eth0")
+        _ip(machine, "addr", "add", f"{machine.address6}/64", "dev", "eth0", "nodad")
+        _ip(machine, "link", "set", "eth0", "up")
+
+
+def _ip(machine: Machine, *arguments: str) -> None:
+    subprocess.run(["ip", "-n", machine.namespace, *arguments], check=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """A userspace WireGuard: its command line, and what a test has to know of it."""
+
+    name: str
+    command: tuple[str, ...]
+
+    def start(self, machine: Machine, interface: str, *options: str, level: str = "debug") -> LocalProcess:
+        """Start it in the foreground and wait for its control socket."""
+        process = machine.start(
+            *self.command, "-f", *options, interface, name=f"{self.name}-{interface}", environment={"LOG_LEVEL": level}
+        )
+        socket = machine.socket(interface)
+
+        def ready() -> bool:
+            assert process.poll() is None, process.output()
+            return socket.exists() and machine.run("wg", "show", interface, check=False) != ""
+
+        Deadline(20).poll(ready, f"{process.name} to answer")
+        return process
+
+
+WIREGUARD_GO: Final = Implementation("wireguard-go", ("wireguard-go",))
+
+
+def wgvsock(carrier: str, *options: str) -> Implementation:
+    """``wgvsock device`` with a carrier; that of vsock has Unix sockets in the place of AF_VSOCK."""
+    entry = (sys.executable, str(DEVICE_ENTRY), "--vsock-on-unix") if carrier == "vsock" else (str(DEVICE),)
+    return Implementation(f"wgvsock-{carrier}", (*entry, "-n", carrier, *options))
+
+
+def short_timers(carrier: str, rekey_after: float) -> Implementation:
+    """``wgvsock device`` that begins a new handshake so many seconds after the last one."""
+    command = (sys.executable, str(DEVICE_ENTRY), "--rekey-after", str(rekey_after), "-n", carrier)
+    return Implementation("wgvsock-rekeying", command)
