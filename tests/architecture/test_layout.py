@@ -15,8 +15,11 @@ MODULES = sorted(
 )
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
-# A path of ours inside backquotes or a link: at least one slash, one of the top-level folders first.
-PATH = re.compile(r"(?<![\w/.])((?:wgvsock|lab|tests|docs|benchmarks|fuzz|deploy|tools)/[\w./-]*\w)(?:::(\w+))?")
+# A path of ours: one of the top-level folders and a slash. `wgvsock/prov/1` and the like are names of protocols and schemas.
+PROTOCOL = r"wgvsock/(?:prov/)?v?\d"
+PATH = re.compile(
+    rf"(?<![\w/.])(?!{PROTOCOL})((?:wgvsock|lab|tests|docs|benchmarks|fuzz|deploy|tools)/[\w./-]*\w)(?:::(\w+))?"
+)
 MAX_LINES = 700
 
 
