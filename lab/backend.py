@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from lab.capture import CapturedPacket
 from lab.deadline import Deadline
@@ -70,6 +70,15 @@ class Process(Protocol):
         """Send a signal to the command itself."""
         ...
 
+    def wait_for_line(self, wanted: str, deadline: Deadline) -> str:
+        """The first line of its output that contains some text.
+
+        Raises:
+            LabError: It ended without writing it.
+            LabTimeoutError: It has not written it yet.
+        """
+        ...
+
     def kill(self) -> None:
         """SIGKILL for it and everything it started, and wait until it is gone; idempotent."""
         ...
@@ -80,6 +89,11 @@ class Process(Protocol):
         Raises:
             LabTimeoutError: It still runs.
         """
+        ...
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """Its standard input, when it was spawned with one."""
         ...
 
     def output(self) -> str:
@@ -118,6 +132,15 @@ class Backend(Protocol):
     """The vsock point: recording and faults."""
     nsm: NsmControl
     """The fake Nitro Security Module's knobs."""
+    root_sha256: str
+    """Fingerprint of the laboratory's attestation root, hex."""
+    enclave_measurements: Mapping[str, str]
+    """``PCR0`` and so on of the image in the enclave, hex."""
+
+    @property
+    def entropy_log(self) -> Path:
+        """What the Enclave drew (`lab.opener`); a file on this machine."""
+        ...
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
@@ -154,7 +177,7 @@ class Backend(Protocol):
         """
         ...
 
-    def spawn(self, node: Node, argv: Sequence[str], *, name: str) -> Process:
+    def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool = False) -> Process:
         """Start a command in a machine and leave it running, with its output in ``logs/<name>.log``."""
         ...
 
@@ -166,12 +189,29 @@ class Backend(Protocol):
         """The same for the enclave."""
         ...
 
-    def start_relay(self, config: Mapping[str, Any] | None = None) -> Process:
-        """Start the production Relay in the pod."""
+    def start_relay(
+        self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
+    ) -> Process:
+        """Start the production Relay in the pod.
+
+        Args:
+            config: Default: `relay_config`.
+            timings: Fields of `wgvsock.wireguard.Timings` that are to differ from the whitepaper's.
+        """
         ...
 
-    def start_enclave(self, config: Mapping[str, Any] | None = None) -> Process:
-        """Start the production Enclave, with the lab's application beside it."""
+    def start_enclave(
+        self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
+    ) -> Process:
+        """Start the production Enclave, with the lab's application in it; arguments as for `start_relay`."""
+        ...
+
+    def status(self, node: Node) -> dict[str, Any] | None:
+        """What the Relay (in the pod) or the Enclave says of itself; None while it does not answer."""
+        ...
+
+    def processes_in(self, node: Node) -> list[int]:
+        """Identifiers of the processes that run in a machine for the laboratory."""
         ...
 
     def capture(self, point: Point) -> PacketCapture:

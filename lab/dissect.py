@@ -155,6 +155,23 @@ def ip_layers(packet: CapturedPacket | bytes) -> Any:
             return None
 
 
+def checksum_needed(plaintext: bytes) -> bool:
+    """Whether opened transport data leaves its transport checksum to the receiver (VIRTIO_NET_HDR_F_NEEDS_CSUM)."""
+    return bool(plaintext[:1]) and plaintext[0] == 1
+
+
+def inner_packet(plaintext: bytes) -> bytes:
+    """The IP packet in opened transport data, without the padding and, in the gso profile, without its virtio header.
+
+    A plain packet begins with its version, 4 or 6; a virtio-net header of 10 bytes with flags, whose high nibble is 0.
+    """
+    packet = plaintext[10:] if plaintext[:1] and plaintext[0] >> 4 == 0 else plaintext
+    layers = ip_layers(packet)
+    if layers is None:
+        return b""
+    return packet[: layers.len if layers.version == 4 else 40 + layers.plen]
+
+
 def checksums_right(packet: bytes) -> bool:
     """Whether every checksum of an IP packet (header, TCP, UDP, ICMP, ICMPv6) is what Scapy computes for it."""
     layers = ip_layers(packet)

@@ -115,7 +115,7 @@ class NetnsBackend:
         self.topology = topology
         self.prefix = f"wgv-{identity}"
         self.directory = directory or Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
-        self.enclave_measurements: dict[str, str] = {}
+        self.enclave_measurements: Mapping[str, str] = {}
         self.root_sha256 = ""
         self._processes: list[LocalProcess] = []
         self._captures: list[NamespaceCapture] = []
@@ -215,6 +215,10 @@ class NetnsBackend:
         if self.directory.exists():
             found.append(f"folder {self.directory}")
         return found
+
+    def processes_in(self, node: Node) -> list[int]:
+        """Identifiers of the processes that run in a node."""
+        return namespaces.processes_in(build.namespace(self.prefix, node))
 
     def keep_artifacts(self, folder: Path) -> None:
         """Copy logs, configurations, captures and what passed at the vsock point."""

@@ -1,0 +1,189 @@
+"""The rungs that a laboratory climbs, for the behaviour suite and for the demonstration alike.
+
+network -> Relay and Enclave started -> provisioned -> tunnel up. A rung that breaks leaves the laboratory as it is, to
+be looked at; whoever climbs on gets the same error.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from lab.backend import Backend, Process
+from lab.deadline import Deadline
+from lab.errors import LabError
+from lab.observation import Observation
+from lab.opener import EntropyLog
+from lab.topology import Node
+
+PROBE: Final = (sys.executable, "-I", "-S", str(Path(__file__).parent / "probe.py"))
+
+
+_STATE: Final = {
+    "links": "ip -o link | sed 's/ qlen.*//'",
+    "addresses": "ip -o address | sed 's/valid_lft.*//'",
+    "routes": "ip route show table all | sort; ip -6 route show table all | sort",
+    "rules": "ip rule; ip -6 rule; nft list ruleset",
+    "forwarding": "cd /proc/sys/net && grep . ipv4/ip_forward ipv4/conf/*/forwarding ipv6/conf/*/forwarding",
+    "resolver": "cat /etc/resolv.conf",
+}
+
+
+class ProbeError(LabError):
+    """A probe got no answer, or a wrong one."""
+
+
+class Ladder:
+    """A laboratory with the two services that run in it.
+
+    Args:
+        backend: The laboratory, not yet up.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.topology = backend.topology
+        self.relay: Process | None = None
+        self.enclave: Process | None = None
+
+    # -- the rungs -----------------------------------------------------------------------------------------------------
+
+    def start_relay(self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None) -> None:
+        """Start the Relay."""
+        self.relay = self.backend.start_relay(config, timings=timings)
+
+    def start_enclave(
+        self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
+    ) -> None:
+        """Start the Enclave."""
+        self.enclave = self.backend.start_enclave(config, timings=timings)
+
+    def wait_ready(self, deadline: Deadline | None = None) -> dict[str, Any]:
+        """Wait until the Relay says that it is attested, has a session and its rules; its status.
+
+        Raises:
+            LabError: One of the two has ended.
+            LabTimeoutError: It is not ready in time.
+        """
+        return (deadline or self.backend.deadline(20)).poll(self._look_ready, "the Relay to be ready")
+
+    def _look_ready(self) -> dict[str, Any] | None:
+        for process in (self.relay, self.enclave):
+            if process is not None and process.poll() is not None:
+                raise LabError(f"{process.name} ended with {process.poll()}", why=process.output()[-2000:])
+        status = self.backend.status(Node.POD)
+        return status if status is not None and status.get("ready") else None
+
+    def wait_application(self, deadline: Deadline | None = None) -> None:
+        """Wait until the application in the enclave answers.
+
+        Raises:
+            LabTimeoutError: It does not in time.
+        """
+        port = str(self.topology.application.echo_port)
+        (deadline or self.backend.deadline(10)).poll(
+            lambda: self.try_probe(Node.EXTERNAL, "tcp", self.topology.pod4, port, "--timeout", "2")["ok"],
+            "the application to answer",
+        )
+
+    # -- using it ------------------------------------------------------------------------------------------------------
+
+    def probe(self, node: Node, *arguments: str, deadline: Deadline | None = None) -> dict[str, Any]:
+        """Run a verb of `lab.probe` in a machine.
+
+        Raises:
+            ProbeError: No answer came, or a wrong one.
+        """
+        report = self.try_probe(node, *arguments, deadline=deadline)
+        if not report["ok"]:
+            raise ProbeError(f"{' '.join(arguments)} in {node} failed", why=report["error"])
+        return report
+
+    def try_probe(self, node: Node, *arguments: str, deadline: Deadline | None = None) -> dict[str, Any]:
+        """The same; the report says whether it went well."""
+        done = self.backend.run(node, [*PROBE, *arguments], deadline=deadline or self.backend.deadline(15))
+        if not done.stdout:
+            done.check()
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return report
+
+    def send_frame(self, node: Node, packet: Any) -> None:
+        """Put an IP packet of Scapy's on a machine's cable, addressed to the machine at its other end."""
+        from scapy.layers.l2 import Ether
+
+        for link in self.topology.links:
+            for near, far in ((link.left, link.right), (link.right, link.left)):
+                if near.node is node:
+                    frame = Ether(src=near.mac, dst=far.mac) / packet
+                    lines = bytes(frame).hex().encode() + b"\n"
+                    self.backend.run(node, [*PROBE, "inject", near.name], stdin=lines).check()
+                    return
+        raise LabError(f"{node} has no cable")
+
+    def drops(self, node: Node) -> dict[str, int]:
+        """The packets that the Relay (in the pod) or the Enclave has dropped so far, by reason."""
+        status = self.backend.status(node)
+        if status is None:
+            raise LabError(f"the service in {node} does not answer")
+        drops: dict[str, int] = status["wireguard"]["drops"]
+        return drops
+
+    def observe(self) -> Observation:
+        """Start to watch every point."""
+        return Observation(self.backend, EntropyLog.read(self.backend.entropy_log))
+
+    def restart_relay(
+        self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
+    ) -> None:
+        """Stop the Relay as an operator does, and start it again."""
+        if self.relay is not None:
+            self._stop(self.relay)
+        self.start_relay(config, timings)
+
+    def restart_enclave(self, timings: Mapping[str, float] | None = None) -> None:
+        """Stop the Enclave's agent as an operator does, and start it again."""
+        if self.enclave is not None:
+            self._stop(self.enclave)
+        self.start_enclave(timings=timings)
+
+    def nat_rules(self) -> str:
+        """The rules in force in the pod, as nft lists them; empty without any."""
+        return self.backend.run(Node.POD, ["nft", "list", "ruleset"]).check().stdout.decode().strip()
+
+    def state(self, node: Node) -> dict[str, str]:
+        """Everything a service changes in its machine, in words, to be compared before and after."""
+        return {name: self.backend.run(node, ["sh", "-c", command]).stdout.decode() for name, command in _STATE.items()}
+
+    def clear(self) -> None:
+        """End every fault and both services, by force where they do not heed."""
+        self.backend.tap.resume()
+        self.backend.nsm.reset()
+        try:
+            self.stop()
+        finally:
+            for process in (self.relay, self.enclave):
+                if process is not None:
+                    process.kill()
+            self.relay = self.enclave = None
+
+    def stop(self) -> None:
+        """Stop both services as an operator does.
+
+        Raises:
+            LabError: One did not end with 0.
+        """
+        for process in (self.relay, self.enclave):
+            if process is not None and process.poll() is None:
+                self._stop(process)
+        self.relay = self.enclave = None
+
+    def _stop(self, process: Process) -> None:
+        process.signal(signal.SIGTERM)
+        code = process.wait(self.backend.deadline(15))
+        process.kill()
+        if code != 0:
+            raise LabError(f"{process.name} ended with {code}", why=process.output()[-2000:])
