@@ -188,7 +188,10 @@ def _check_numbers(mtu: int, keepalive: int) -> None:
 
 def _check_resolver(nameservers: tuple[Address, ...], search: tuple[str, ...], options: tuple[str, ...]) -> None:
     for server in nameservers:
-        _check_host(server)
+        # Kubernetes' and Amazon's resolvers listen on IPv4 link-local addresses (169.254.20.10, 169.254.169.253); the
+        # relay's routing decides whether they can be reached.
+        if not (server.version == 4 and server.is_link_local):
+            _check_host(server)
     if not all(_is_host_name(name) for name in search):
         raise ConfigRejectedError("a search domain is no host name of letters, digits and hyphens")
     if len(" ".join(search)) > _MAX_SEARCH_BYTES:

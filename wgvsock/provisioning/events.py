@@ -52,7 +52,7 @@ class AttestationNeeded:
     """Ask the Nitro Security Module for a document with exactly these fields, then call ``exchange.attestation_…``."""
 
     exchange: Exchange
-    nonce: bytes
+    nonce: bytes = field(repr=False)
     public_key: bytes
     user_data: bytes
 
