@@ -92,7 +92,10 @@ class EndpointText:
             case VsockAddress():
                 return vsock_to_ipv4(address)
             case TcpAddress() | UdpAddress():
-                return str(address).partition(":")[2]
+                # A zone by name would break ``wg`` once that interface is gone; a number is only a number.
+                host, _, zone = address.host.partition("%")
+                shown = address if zone.isdigit() else replace(address, host=host)
+                return str(shown).partition(":")[2]
             case UnixAddress(path):
                 return f"{_UNIX_HOST}:{self._unix_port(path)}"
             case HybridVsockAddress(_, port):

@@ -79,6 +79,7 @@ def test_udp_round_trip(address: UdpAddress) -> None:
         (UnixAddress("/srv/51820.sock"), "127.0.0.1:0"),
         (HybridVsockAddress("/run/v.sock", Port(51820)), "127.0.0.1:51820"),
         (UdpAddress("fe80::1%3", Port(1)), "[fe80::1%3]:1"),
+        (UdpAddress("fe80::1%eth0", Port(1)), "[fe80::1]:1"),
     ],
 )
 def test_every_address_has_a_text_that_wg_survives(address: Address, text: str) -> None:
