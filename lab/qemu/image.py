@@ -29,6 +29,9 @@ APPLICATION_ROOT: Final = "opt/wgvsock"
 
 PYTHON: Final = "/usr/bin/python3"
 
+COMMAND_LINE: Final = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t"
+"""Every end of the kernel ends the machine at once: a panic by restart, a restart by triple fault."""
+
 BOOT_MODULES: Final = ("vmw_vsock_virtio_transport", "tun")
 """Loaded by init; everything else comes when the kernel or a command asks for it (modprobe by alias)."""
 
@@ -67,10 +70,17 @@ _COMMANDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Paths of a guest's kernel and ramdisks, in the order in which the guest unpacks them."""
+    """What a guest boots: all of it is measured when the guest is an enclave.
+
+    Attributes:
+        kernel: Path of the uncompressed kernel.
+        ramdisks: Paths in the order in which the kernel unpacks them: base, application.
+        command_line: The kernel's.
+    """
 
     kernel: Path
     ramdisks: tuple[Path, ...]
+    command_line: str = COMMAND_LINE
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -63,7 +64,6 @@ class MachineSpec:
         name: For messages and file names.
         image: Kernel and ramdisks.
         vsock: The vsock device, if any.
-        command_line: Added to the kernel's.
         memory_mib: The image alone needs about 200.
         cpus: Virtual processors.
         accelerator: ``tcg`` or ``kvm``.
@@ -72,7 +72,6 @@ class MachineSpec:
     name: str
     image: Image
     vsock: VhostUserVsock | VhostVsock | None = None
-    command_line: str = ""
     memory_mib: int = 384
     cpus: int = 1
     accelerator: str = "tcg"
@@ -108,7 +107,6 @@ def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
         else ["-accel", "kvm", "-cpu", "host"]
     )
     size = f"{spec.memory_mib}M"
-    append = f"console=ttyS0 quiet loglevel=4 panic=-1 reboot=t {spec.command_line}".rstrip()
     devices: list[str] = []
     match spec.vsock:
         case VhostUserVsock(path):
@@ -125,7 +123,7 @@ def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
         *("-chardev", f"socket,id=agent,path={directory / 'agent.sock'},server=on,wait=off"),
         *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
         *("-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off"),
-        *("-kernel", str(spec.image.kernel), "-initrd", str(directory / "initrd"), "-append", append),
+        *("-kernel", str(spec.image.kernel), "-initrd", str(directory / "initrd"), "-append", spec.image.command_line),
         *devices,
     ]
 
@@ -181,7 +179,8 @@ class Machine:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "initrd").open("wb") as initrd:
             for ramdisk in self.spec.image.ramdisks:
-                initrd.write(ramdisk.read_bytes())
+                with ramdisk.open("rb") as part:
+                    shutil.copyfileobj(part, initrd)
         (self.directory / "verdict").unlink(missing_ok=True)
         command = [*self._tools.qemu(), *qemu_arguments(self.spec, self.directory)]
         with (self.directory / "qemu.log").open("ab") as log:

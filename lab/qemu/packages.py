@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lab.backend import Unavailable
 from lab.qemu.errors import PackageError
 
 LOCK_FILE: Final = Path(__file__).with_name("packages.json")
@@ -27,6 +29,16 @@ _APT_HELPER: Final = "/usr/lib/apt/apt-helper"
 
 Download = Callable[[Sequence[tuple[str, Path, str]]], None]
 """Fetches (URL, destination, SHA-256 in hex) triples."""
+
+
+def unavailable() -> Unavailable | None:
+    """Why this machine cannot run the pinned QEMU; None where it can."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return Unavailable("missing", "an x86-64 Linux", "run the QEMU lab on one; LAB=netns runs on any Linux")
+    for tool in (_APT_HELPER, "dpkg-deb"):
+        if shutil.which(tool) is None:
+            return Unavailable("missing", tool, "run the QEMU lab on Debian or Ubuntu")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +119,8 @@ def apt_download(items: Sequence[tuple[str, Path, str]]) -> None:
     """Fetch with apt's own downloader, which follows the machine's proxy settings and checks the hashes.
 
     Raises:
-        PackageError: apt is missing, or a file is.
+        PackageError: An archive lacks a file, or sent another.
     """
-    if not Path(_APT_HELPER).exists():
-        raise PackageError(
-            "cannot fetch Debian packages", why=f"{_APT_HELPER} is missing", fix="run the QEMU lab on Debian or Ubuntu"
-        )
     triples = [word for url, path, digest in items for word in (url, str(path), f"SHA256:{digest}")]
     command = [_APT_HELPER, "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download-file", *triples]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -52,7 +52,7 @@ def extract(bzimage: bytes, *, zstd: Decompress) -> bytes:
 
 
 def _decompressor(magic: bytes, zstd: Decompress) -> Decompress:
-    """By the payload's first bytes; four bytes of length follow the stream, which one-shot decompressors would refuse."""
+    """By the payload's first bytes; four bytes of length follow the stream, which one-shot calls would refuse."""
     if magic.startswith(_ZSTD_MAGIC):
         return lambda data: zstd(data[:-4])
     if magic.startswith(b"\x1f\x8b"):

@@ -1,0 +1,441 @@
+"""The backends whose machines are QEMU guests (docs/lab-qemu.md says what each proves).
+
+All of them are the `netns` backend with some nodes moved: a *site* is where a node's commands run, this machine or a
+All of them are the `netns` backend with some nodes moved into guests.
+=========  ===================================  ==========================================  =========================
+backend    pod, node, external                  enclave                                     vsock
+=========  ===================================  ==========================================  =========================
+guest      namespaces of this machine           a guest                                     hybrid at the Relay's end
+pair       namespaces of the first guest        a second guest                              AF_VSOCK at both ends
+=========  ===================================  ==========================================  =========================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from lab import config as configurations
+from lab.backend import Completed, Unavailable
+from lab.capture import CapturedPacket
+from lab.cuse.nsm import SIGNER_PORT
+from lab.deadline import Deadline
+from lab.eif.build import from_image
+from lab.eif.format import measure, measurements_json
+from lab.errors import LabError, LabTimeoutError
+from lab.netns import build, privilege
+from lab.netns.backend import LAB, NetnsBackend
+from lab.nsm.client import NsmControl
+from lab.qemu import watch
+from lab.qemu.channel import GuestProcess
+from lab.qemu.image import APPLICATION_ROOT, PYTHON, Image
+from lab.qemu.image import build as build_image
+from lab.qemu.machine import Machine, MachineSpec, Tools, VhostUserVsock, VsockDevice
+from lab.qemu.packages import cache_directory, read_lock, unavailable, unpack_group
+from lab.tap import TapControl, TapRoute
+from lab.topology import PACKET_POINTS, Node, Point
+from wgvsock.addresses import (
+    PROVISIONING_PORT,
+    VMADDR_CID_ANY,
+    VMADDR_CID_HOST,
+    WIREGUARD_PORT,
+    Cid,
+    HybridVsockAddress,
+    Port,
+    StreamAddress,
+    UnixAddress,
+    VsockAddress,
+)
+from wgvsock.wireguard import Timings
+
+ENCLAVE_CID: Final = Cid(16)
+NODE_CID: Final = Cid(3)
+PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
+
+_GUEST_DIRECTORY: Final = "/run/lab"
+_ENTROPY_LOG: Final = "/run/entropy.log"
+_STATUS_SCRIPT: Final = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.settimeout(5)
+    sock.connect(sys.argv[1])
+    sock.sendall(b"GET /status HTTP/1.0\\r\\n\\r\\n")
+    with sock.makefile("rb") as answer:
+        sys.stdout.buffer.write(answer.read().partition(b"\\r\\n\\r\\n")[2])
+"""
+
+
+class GuestCapture:
+    """A capture that runs in a guest; see `lab.backend.PacketCapture`."""
+
+    def __init__(self, process: GuestProcess, records: Path, deadline: Callable[[float], Deadline]) -> None:
+        self._process = process
+        self._deadline = deadline
+        self._stream = records.open("rb")
+        self._reader = watch.RecordReader(self._stream)
+        self._packets: list[CapturedPacket] = []
+        process.wait_for_line(watch.READY, deadline(20))
+
+    def packets(self) -> list[CapturedPacket]:
+        """Every packet that has passed before this call.
+
+        Raises:
+            LabTimeoutError: The guest does not answer.
+        """
+        if not self._stream.closed:
+            marks = self._reader.marks
+            self._process.signal(signal.SIGUSR1)
+            self._deadline(10).poll(lambda: self._read(marks), f"{self._process.name} to be complete")
+        return self._packets
+
+    def _read(self, marks: int) -> bool:
+        ended = self._process.poll() is not None
+        self._packets += self._reader.packets()
+        return ended or self._reader.marks > marks
+
+    def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
+        """The first packet that is wanted."""
+        seen = 0
+
+        def look() -> CapturedPacket | None:
+            nonlocal seen
+            packets = self.packets()
+            while seen < len(packets):
+                seen += 1
+                if wanted(packets[seen - 1]):
+                    return packets[seen - 1]
+            return None
+
+        return deadline.poll(look, what)
+
+    def close(self) -> None:
+        """Take what is there and stop."""
+        if not self._stream.closed:
+            with contextlib.suppress(LabTimeoutError):
+                self.packets()
+            self._process.kill()
+            self._stream.close()
+
+
+class GuestBackend(NetnsBackend):
+    """The enclave is a guest; everything else stays on this machine. See `lab.backend.Backend`."""
+
+    name = "guest"
+    moved: ClassVar[frozenset[Node]] = frozenset()
+    """Nodes that are namespaces of the node guest."""
+
+    def __init__(self, identity: str, **options: Any) -> None:
+        super().__init__(identity, **options)
+        self.enclave_cid = ENCLAVE_CID
+        self._machines: dict[Node, Machine] = {}
+        self._devices: dict[Node, VsockDevice] = {}
+        self._security_module: GuestProcess | None = None
+        self._guest_processes: list[GuestProcess] = []
+
+    @classmethod
+    def unavailable(cls) -> Unavailable | None:
+        """Namespaces are needed here unless all are in a guest, and the pinned packages."""
+        return unavailable() or (None if cls.moved else privilege.unavailable())
+
+    # -- up and down ---------------------------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """Raise the signer, the guests, the network in them and the tap."""
+        for folder in ("logs", "nsm"):
+            (self.directory / folder).mkdir(parents=True)
+        self._tools = Tools(unpack_group("host", read_lock(), cache_directory()))
+        self._image = build_image(target=self.directory)
+        signer = self._start_signer()
+        self._boot()
+        self._raise_nodes()
+        starting = [self._start_server(service) for service in self.topology.services]
+        tap = self._start_tap()
+        for process in (*starting, tap):
+            process.wait_for_line("ready", self.deadline(20))
+        self._read_signer(signer)
+        self.tap = TapControl(self.directory / "tap.sock", self.directory / "vsock.pcap")
+        self.nsm = NsmControl(f"{self.directory}/nsm/control.sock")
+
+    def _start_signer(self) -> Any:
+        """With the measurements that an enclave image of these files has."""
+        measured = measurements_json(measure(from_image(self._image)))
+        path = self.directory / "measurements.json"
+        path.write_text(json.dumps(measured))
+        nsm = self.directory / "nsm"
+        argv = ["--socket", f"{nsm}/enclave.sock", "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
+        argv += ["--measurements", str(path)]
+        return self._spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
+
+    def _boot(self) -> None:
+        """Start the guests together: they boot side by side."""
+        self._prepare(Node.ENCLAVE, self.enclave_cid)
+        if self.moved:
+            self._prepare(Node.NODE, NODE_CID)
+        for machine in self._machines.values():
+            machine.start()
+        for machine in self._machines.values():
+            machine.wait_ready()
+        self.scale = max(machine.scale for machine in self._machines.values())
+
+    def _prepare(self, node: Node, cid: Cid) -> None:
+        folder = self.directory / f"vm-{node}"
+        device = VsockDevice(self._tools, cid, folder)
+        device.start(Deadline(10))
+        spec = MachineSpec(node, self._image, vsock=VhostUserVsock(device.vhost))
+        self._devices[node] = device
+        self._machines[node] = Machine(spec, self._tools, folder)
+        if node is Node.ENCLAVE:
+            signer = self.directory / "nsm/enclave.sock"
+            signer_port = folder / f"{device.hybrid.name}_{SIGNER_PORT}"
+            signer_port.unlink(missing_ok=True)
+            signer_port.symlink_to(signer)
+
+    def reboot_enclave(self, *, cid: Cid | None = None, image: Image | None = None) -> None:
+        """Cut the enclave guest's power and boot it again, with another CID or image if wanted."""
+        self._machines[Node.ENCLAVE].kill()
+        self._devices[Node.ENCLAVE].stop()
+        self._security_module = None
+        self.enclave_cid = cid or self.enclave_cid
+        self._image = image or self._image
+        self._prepare(Node.ENCLAVE, self.enclave_cid)
+        self._machines[Node.ENCLAVE].start()
+        self._machines[Node.ENCLAVE].wait_ready()
+
+    def _raise_nodes(self) -> None:
+        here = frozenset(Node) - self.moved - {Node.ENCLAVE}
+        for node in here:
+            self._furnish(node)
+        build.raise_network(self.topology, self.prefix, here)
+        for node in self.moved:
+            self._furnish_in_guest(node)
+        if self.moved:
+            nodes = ",".join(sorted(self.moved))
+            argv = [PYTHON, "-m", "lab.netns.build", "up", "--prefix", self.prefix, "--nodes", nodes]
+            self._machines[Node.NODE].run(argv, deadline=self.deadline(20)).check()
+        self.deadline(5).poll(lambda: build.links_are_up(self.topology, self.prefix, here), "the links to come up")
+
+    def _furnish_in_guest(self, node: Node) -> None:
+        """An /etc and a /run of the node's own; the guest's /etc has all that it needs."""
+        machine = self._machines[Node.NODE]
+        folder = f"{_GUEST_DIRECTORY}/{node}"
+        machine.run(["mkdir", "-p", folder]).check()
+        machine.run(["cp", "-a", "/etc", f"{folder}/etc"]).check()
+        machine.run(["mkdir", "-p", f"{folder}/run/netns"]).check()
+        resolver = f"nameserver {self.topology.external4}\n" if node in {Node.POD, Node.EXTERNAL} else ""
+        machine.channel.write_file(f"{folder}/etc/resolv.conf", resolver.encode())
+
+    def _start_tap(self) -> Any:
+        routes = [TapRoute(port, self._relay_side(port), self._enclave_side(port)) for port in PORTS]
+        argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", str(self.directory / "tap.sock")]
+        return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
+
+    def _relay_side(self, port: Port) -> UnixAddress:
+        """Where the tap listens for the Relay's dial."""
+        return UnixAddress(str(self.directory / f"relay-{port}"))
+
+    def _enclave_side(self, port: Port) -> StreamAddress:
+        """Where the tap dials: the enclave guest's vsock port, through its device."""
+        return HybridVsockAddress(str(self._devices[Node.ENCLAVE].hybrid), port)
+
+    def down(self) -> None:
+        """End the guests, then everything of this machine."""
+        for machine in self._machines.values():
+            machine.kill()
+        for device in self._devices.values():
+            device.stop()
+        super().down()
+
+    def leftovers(self) -> list[str]:
+        """Also the guests' processes."""
+        guests = [machine for machine in self._machines.values() if machine.pid is not None]
+        return [f"process {machine.pid} (QEMU {machine.spec.name})" for machine in guests] + super().leftovers()
+
+    def keep_artifacts(self, folder: Path) -> None:
+        """Also the guests' consoles."""
+        super().keep_artifacts(folder)
+        for node, machine in self._machines.items():
+            for name in ("console.log", "verdict", "qemu.log"):
+                if (machine.directory / name).exists():
+                    shutil.copy(machine.directory / name, folder / f"{node}-{name}")
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def machine_of(self, node: Node) -> Machine | None:
+        """The guest that holds a node; None: this machine does."""
+        return self._machines.get(Node.NODE if node in self.moved else node)
+
+    def enter(self, node: Node) -> list[str]:
+        """What to put in front of a command, where the node is."""
+        if node is Node.ENCLAVE:
+            return []
+        if node in self.moved:
+            return build.enter(self.prefix, node, f"{_GUEST_DIRECTORY}/{node}")
+        return super().enter(node)
+
+    def run(
+        self, node: Node, argv: Sequence[str], *, stdin: bytes = b"", deadline: Deadline | None = None
+    ) -> Completed:
+        """Run a command in a node."""
+        machine = self.machine_of(node)
+        if machine is None:
+            return super().run(node, argv, stdin=stdin, deadline=deadline)
+        return machine.run([*self.enter(node), *in_guest(argv)], stdin=stdin, deadline=deadline or self.deadline(10))
+
+    def spawn(self, node: Node, argv: Sequence[str], *, name: str, **options: Any) -> Any:
+        """Start a command in a node."""
+        machine = self.machine_of(node)
+        if machine is None:
+            return super().spawn(node, argv, name=name, **options)
+        log = self.directory / f"logs/{name}.log"
+        process = machine.spawn([*self.enter(node), *in_guest(argv)], name=name, log=log, **options)
+        self._guest_processes.append(process)
+        return process
+
+    # -- Relay and Enclave ---------------------------------------------------------------------------------------------
+
+    def relay_config(self) -> dict[str, Any]:
+        """A relay.toml for this laboratory."""
+        config = configurations.relay_config(
+            self.topology,
+            enclave_address=str(self.relay_address(WIREGUARD_PORT)),
+            provisioning_address=str(self.relay_address(PROVISIONING_PORT)),
+            root_sha256=self.root_sha256,
+            pcrs=self.enclave_measurements,
+            runtime_directory="/run/wgvsock",
+        )
+        # Emulated processors need longer for the handshake's curve operations than the defaults allow.
+        config["provisioning"] = {"exchange_timeout": 10 * self.scale, "handshake_timeout": 10 * self.scale}
+        return config
+
+    def relay_address(self, port: Port) -> StreamAddress:
+        """Where the Relay dials."""
+        return self._relay_side(port)
+
+    def enclave_config(self) -> dict[str, Any]:
+        """An enclave.toml for this laboratory."""
+        return configurations.enclave_config(
+            listen=str(VsockAddress(VMADDR_CID_ANY, WIREGUARD_PORT)),
+            provisioning_listen=str(VsockAddress(VMADDR_CID_ANY, PROVISIONING_PORT)),
+            parent_cid=VMADDR_CID_HOST,
+            runtime_directory="/run/wgvsock",
+        )
+
+    def start_relay(
+        self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
+    ) -> Any:
+        """Start the production Relay in the pod."""
+        if (machine := self.machine_of(Node.POD)) is None:
+            return super().start_relay(config, timings=timings)
+        path = f"{_GUEST_DIRECTORY}/relay.toml"
+        machine.channel.write_file(path, self._toml(config if config is not None else self.relay_config(), "relay"))
+        if timings:
+            argv = [PYTHON, "-m", "lab.relay_agent", "--config", path, "--timings", json.dumps(timings)]
+        else:
+            argv = ["wgvsock", "relay", "run", "--config", path]
+        return self.spawn(Node.POD, argv, name="relay")
+
+    def start_enclave(
+        self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
+    ) -> Any:
+        """Start the production Enclave with /dev/nsm, and its application, as after a boot.
+
+        The module's registers are what a boot leaves: the daemon behind /dev/nsm is started anew.
+        """
+        if timings:
+            raise LabError(
+                f"{self.name} runs the production command, whose timings are fixed",
+                why=f"{sorted(timings)} of {Timings.__name__} were asked for",
+                fix="LAB=netns",
+            )
+        machine = self._machines[Node.ENCLAVE]
+        self._start_security_module()
+        path = f"{_GUEST_DIRECTORY}/enclave.toml"
+        machine.channel.write_file(path, self._toml(config if config is not None else self.enclave_config(), "enclave"))
+        argv = [PYTHON, "-m", "lab.qemu.production", _ENTROPY_LOG, "enclave", "run", "--config", path, "--"]
+        return self.spawn(Node.ENCLAVE, [*argv, *self.server_argv(self.topology.application)], name="enclave")
+
+    def _start_security_module(self) -> None:
+        machine = self._machines[Node.ENCLAVE]
+        if self._security_module is not None:
+            self._security_module.kill()
+            self.deadline(10).poll(lambda: not self._has_security_module(), "/dev/nsm to go")
+        machine.run(["modprobe", "cuse"]).check()
+        log = self.directory / "logs/cuse.log"
+        self._security_module = machine.spawn([PYTHON, "-m", "lab.cuse.nsm"], name="cuse", log=log)
+        self.deadline(10).poll(self._has_security_module, "/dev/nsm")
+
+    def _has_security_module(self) -> bool:
+        return self._machines[Node.ENCLAVE].run(["test", "-c", "/dev/nsm"]).exit_code == 0
+
+    def _toml(self, config: Mapping[str, Any], name: str) -> bytes:
+        """The file's content, with a copy on this machine for the artifacts."""
+        text = configurations.to_toml(config)
+        (self.directory / f"{name}.toml").write_text(text)
+        return text.encode()
+
+    @property
+    def entropy_log(self) -> Path:
+        """The enclave's record of its entropy, fetched from the guest."""
+        path = super().entropy_log
+        path.write_bytes(self._machines[Node.ENCLAVE].channel.read_file(_ENTROPY_LOG))
+        return path
+
+    # -- watching ------------------------------------------------------------------------------------------------------
+
+    def capture(self, point: Point) -> Any:
+        """Start to capture."""
+        node, interface = PACKET_POINTS[point]
+        if (machine := self.machine_of(node)) is None:
+            return super().capture(point)
+        number = len(self._captures)
+        records = self.directory / f"capture-{number}"
+        log = self.directory / f"logs/capture-{number}.log"
+        argv = [*self.enter(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
+        process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
+        capture = GuestCapture(process, records, self.deadline)
+        self._captures.append(capture)  # type: ignore[arg-type]
+        return capture
+
+    def status(self, node: Node) -> dict[str, Any] | None:
+        """What the Relay (in the pod) or the Enclave says of itself; None while it does not answer."""
+        if self.machine_of(node) is None:
+            return super().status(node)
+        role = {Node.POD: "relay", Node.ENCLAVE: "enclave"}[node]
+        argv = [PYTHON, "-I", "-S", "-c", _STATUS_SCRIPT, f"/run/wgvsock/{role}.sock"]
+        done = self.run(node, argv)
+        if done.exit_code != 0:
+            return None
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+
+class PairBackend(GuestBackend):
+    """Two guests: the Relay's node and the enclave, with AF_VSOCK at both ends."""
+
+    name = "pair"
+    moved = frozenset({Node.POD, Node.NODE, Node.EXTERNAL})
+
+    def relay_address(self, port: Port) -> StreamAddress:
+        """The node guest's host, where the tap answers."""
+        return VsockAddress(VMADDR_CID_HOST, port)
+
+    def _relay_side(self, port: Port) -> UnixAddress:
+        hybrid = self._devices[Node.NODE].hybrid
+        return UnixAddress(f"{hybrid}_{port}")
+
+
+def in_guest(argv: Sequence[str]) -> list[str]:
+    """A command of this machine with the interpreter and the checkout's files where the guest has them."""
+    checkout = str(LAB.parent) + os.sep
+    translated = [PYTHON if word == sys.executable else word for word in argv]
+    return [
+        f"/{APPLICATION_ROOT}/{word.removeprefix(checkout)}" if word.startswith(checkout) else word
+        for word in translated
+    ]
