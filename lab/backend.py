@@ -62,6 +62,11 @@ class Process(Protocol):
     name: str
     log: Path
 
+    @property
+    def pid(self) -> int:
+        """Process identifier in its own machine."""
+        ...
+
     def poll(self) -> int | None:
         """Its exit code, or None while it runs."""
         ...

@@ -124,12 +124,23 @@ class Ladder:
                     return
         raise LabError(f"{node} has no cable")
 
+    def relay_status(self) -> dict[str, Any]:
+        """What the Relay says of itself now.
+
+        Raises:
+            LabError: It does not answer.
+        """
+        status = self.backend.status(Node.POD)
+        if status is None:
+            raise LabError("the Relay does not answer")
+        return status
+
     def drops(self, node: Node) -> dict[str, int]:
         """The packets that the Relay (in the pod) or the Enclave has dropped so far, by reason."""
         status = self.backend.status(node)
         if status is None:
             raise LabError(f"the service in {node} does not answer")
-        drops: dict[str, int] = status["wireguard"]["drops"]
+        drops: dict[str, int] = status["counters"]["dropped"]
         return drops
 
     def observe(self) -> Observation:

@@ -1,0 +1,102 @@
+"""What the demonstration looks like in a terminal: headings, steps with their marks, a summary. No logic but layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Final, TextIO
+
+from lab.topology import Topology
+from lab.walkthrough import Step
+
+_MARKS: Final = {True: ("32", "✓"), False: ("31", "✗")}
+_LABEL_WIDTH: Final = 15
+
+
+class Narrator:
+    """Writes the story to a stream.
+
+    Args:
+        stream: Where to; colours only if it is a terminal and NO_COLOR (https://no-color.org) is not set.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._colours = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._width = min(shutil.get_terminal_size((110, 24)).columns, 120)
+
+    def title(self, text: str, subtitle: str) -> None:
+        """The first line."""
+        self._write(f"{self._paint('1', text)}  {self._paint('2', subtitle)}")
+
+    def picture(self, topology: Topology) -> None:
+        """The four machines and what joins them."""
+        rows = (
+            ("enclave", "", "pod", "", "node", "", "external"),
+            (topology.enclave4, "vsock", topology.relay4, "", "", "", ""),
+            ("wg0", "══════", "wg0   eth0", "──────", "router", "──────", "eth0"),
+            ("", "", topology.pod4, "", "", "", topology.external4),
+        )
+        widths = [max(len(row[column]) for row in rows) for column in range(7)]
+        self._write()
+        for number, row in enumerate(rows):
+            cells = [cell.center(width) for cell, width in zip(row, widths, strict=True)]
+            self._write(
+                self._paint("1" if number == 0 else "36" if number == 2 else "2", "   " + " ".join(cells).rstrip())
+            )
+
+    def heading(self, text: str, aside: str = "") -> None:
+        """Begin a part of the story."""
+        self._write()
+        line = f"── {text} "
+        tail = f" {aside} ──" if aside else "──"
+        rule = "─" * max(2, self._width - len(line) - len(tail))
+        self._write(self._paint("1;34", line) + self._paint("2", rule + tail))
+
+    def fact(self, label: str, text: str, *, ok: bool = True) -> None:
+        """Something that has been seen to hold, or not to."""
+        colour, mark = _MARKS[ok]
+        self._write(f" {self._paint(colour, mark)} {label:<{_LABEL_WIDTH}} {text}")
+
+    def message(self, arrow: str, name: str, size: int, about: str, milliseconds: float) -> None:
+        """A protocol message on its way."""
+        when = f"+{milliseconds:.1f} ms"
+        self._write(f"   {self._paint('36', arrow)} {name:<21} {size:>5} B  {self._paint('2', f'{when:>9}')}  {about}")
+
+    def step(self, step: Step) -> None:
+        """A step of one of the paper's lifecycles."""
+        colour, mark = _MARKS[step.ok]
+        self._write(f" {self._paint(colour, mark)} {step.number}  {step.title}")
+        self._write(f"      {self._paint('36', f'{step.point.value:<14}')} {self._paint('2', step.seen)}")
+
+    def verdict(self, lines: Sequence[tuple[str, str]], *, ok: bool, seconds: float) -> None:
+        """The end of the story."""
+        self.heading("Seen" if ok else "NOT as it has to be", f"{seconds:.1f} s")
+        for label, text in lines:
+            self.fact(label, text, ok=ok)
+
+    def failure(self, what: str, why: str, where: str) -> None:
+        """The story ends early."""
+        self._write()
+        self._write(f" {self._paint('31', '✗')} {self._paint('1', what)}")
+        if why:
+            self._write("\n".join(f"   {line}" for line in why.splitlines()))
+        self._write(self._paint("2", f"   logs and captures: {where}"))
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colours and text else text
+
+    def _write(self, line: str = "") -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def silent() -> Narrator:
+    """A narrator for ``--json``: the story goes nowhere, standard output is for the object."""
+    return Narrator(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 (lives as long as the process)
+
+
+def to_terminal() -> Narrator:
+    """A narrator on standard output."""
+    return Narrator(sys.stdout)
