@@ -5,51 +5,101 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lab.deadline import Deadline
 from lab.errors import LabError
 
 
-class LoggedProcess(ABC):
-    """A running command that appends its output to a file; see `lab.backend.Process`.
+class LocalProcess:
+    """A command in a session of its own; see `lab.backend.Process`.
 
     Args:
         name: For messages.
-        log: Gets standard output and error, appended.
+        log: Gets its standard output and error, appended.
+        pid: Of a command that runs already; its start is compared, so that a number that was given anew is not mistaken.
+        started: When that was, as `describe` said.
     """
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(self, name: str, log: Path, *, pid: int, started: str, offset: int = 0) -> None:
         self.name = name
         self.log = log
-        self._start = log.stat().st_size if log.exists() else 0
+        self.pid = pid
+        self._started = started
+        self._offset = offset
+        self._child: subprocess.Popen[bytes] | None = None
 
-    @abstractmethod
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        stdin: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> LocalProcess:
+        """Start a command.
+
+        Args:
+            name: For messages.
+            argv: The command.
+            log: Gets standard output and error, appended.
+            stdin: A pipe, if the command is to be told things.
+            environment: Added to ours.
+        """
+        offset = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            )
+        process = cls(name, log, pid=child.pid, started=_start_time(child.pid), offset=offset)
+        process._child = child
+        return process
+
+    def describe(self) -> dict[str, Any]:
+        """What `adopt` needs to find it again."""
+        return {"name": self.name, "log": str(self.log), "pid": self.pid, "started": self._started}
+
+    @classmethod
+    def adopt(cls, description: Mapping[str, Any]) -> LocalProcess:
+        """A command that another process of ours has started, and left running."""
+        return cls(
+            description["name"], Path(description["log"]), pid=description["pid"], started=description["started"]
+        )
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """The pipe; only with ``stdin=True``."""
+        if self._child is None or self._child.stdin is None:
+            raise LabError(f"{self.name} has no standard input")
+        return self._child.stdin
+
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or None while it runs."""
+        """Its exit code, negative for a signal, or None while it runs; 0 for an adopted one that is gone."""
+        if self._child is not None:
+            return self._child.poll()
+        return None if _start_time(self.pid) == self._started else 0
 
-    @abstractmethod
     def signal(self, signum: int) -> None:
         """Send a signal to the command; nothing when it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
 
-    @abstractmethod
     def kill(self) -> None:
         """SIGKILL for the command and its process group, and wait until it is gone; idempotent."""
-
-    def terminate(self, deadline: Deadline) -> int:
-        """SIGTERM, and its exit code; SIGKILL when it does not heed.
-
-        Raises:
-            LabTimeoutError: It did not end by itself.
-        """
-        self.signal(signal.SIGTERM)
-        try:
-            return self.wait(deadline)
-        finally:
-            self.kill()
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait(Deadline(10))
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
 
     def wait(self, deadline: Deadline) -> int:
         """Its exit code.
@@ -62,7 +112,7 @@ class LoggedProcess(ABC):
     def output(self) -> str:
         """What it has written since it was started."""
         with self.log.open("rb") as stream:
-            stream.seek(self._start)
+            stream.seek(self._offset)
             return stream.read().decode(errors="replace")
 
     def wait_for_line(self, wanted: str, deadline: Deadline) -> str:
@@ -86,61 +136,11 @@ class LoggedProcess(ABC):
         return deadline.poll(look, f"{self.name} to say {wanted!r}")
 
 
-class LocalProcess(LoggedProcess):
-    """A child in a session of its own; see `lab.backend.Process`.
-
-    Args:
-        name: For messages.
-        argv: The command.
-        log: Gets standard output and error, appended.
-        stdin: A pipe, if the command is to be told things.
-        environment: Added to ours.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        argv: Sequence[str],
-        *,
-        log: Path,
-        stdin: bool = False,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(name, log)
-        with log.open("ab") as output:
-            self._child = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            )
-
-    @property
-    def pid(self) -> int:
-        """Process identifier of the command."""
-        return self._child.pid
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        """The pipe; only with ``stdin=True``."""
-        if self._child.stdin is None:
-            raise LabError(f"{self.name} has no standard input")
-        return self._child.stdin
-
-    def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or None while it runs."""
-        return self._child.poll()
-
-    def signal(self, signum: int) -> None:
-        """Send a signal to the command; nothing when it has ended."""
-        self._child.send_signal(signum)
-
-    def kill(self) -> None:
-        """SIGKILL for the command and its process group, and wait until it is gone; idempotent."""
-        if self._child.poll() is None:
-            os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
-        if self._child.stdin is not None:
-            self._child.stdin.close()
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot; empty when there is no such process, or a zombie."""
+    try:
+        _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return ""
+    state, *rest = fields.split()
+    return "" if state == "Z" else rest[18]

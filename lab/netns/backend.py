@@ -265,7 +265,7 @@ class NetnsBackend:
         return self._spawn_here([*self.enter(node), *argv], name=name, stdin=stdin)
 
     def _spawn_here(self, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
-        process = LocalProcess(name, argv, log=self.directory / f"logs/{name}.log", stdin=stdin)
+        process = LocalProcess.start(name, argv, log=self.directory / f"logs/{name}.log", stdin=stdin)
         self._processes.append(process)
         return process
 

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from lab.nsm.der import as_version_1, resigned, with_negative_serial
 
@@ -25,6 +25,9 @@ REGION: Final = "lab-nowhere-1"
 _ROOT_NAME: Final = "aws.nitro-enclaves"
 
 _UNKNOWN_EXTENSION: Final = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+_X400_NAME: Final = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3004a3020500"))
+"""A kind of alternative name that cryptography does not read, and raises an exception of its own for."""
+
 _RENEW_BEFORE_EXPIRY: Final = timedelta(hours=1)
 
 
@@ -45,6 +48,7 @@ class CertificateDefect(StrEnum):
     NOT_YET_VALID = "not-yet-valid"
     MALFORMED = "malformed"
     NEGATIVE_SERIAL = "negative-serial"
+    UNSUPPORTED_NAME = "unsupported-name"
     VERSION_1 = "version-1"
     SHA256 = "sha256"
     P256 = "p256"
@@ -227,6 +231,8 @@ def _extensions(
         yield x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False
     if level in {Level.REGIONAL, Level.ZONAL}:
         yield x509.CRLDistributionPoints([_crl_of(level)]), False
+    if defect is CertificateDefect.UNSUPPORTED_NAME:
+        yield _X400_NAME, False
     if defect is CertificateDefect.UNKNOWN_CRITICAL_EXTENSION:
         yield _UNKNOWN_EXTENSION, True
 

@@ -1,7 +1,7 @@
 """The backends whose machines are QEMU guests (docs/lab-qemu.md says what each proves).
 
-All of them are the `netns` backend with some nodes moved: a *site* is where a node's commands run, this machine or a
 All of them are the `netns` backend with some nodes moved into guests.
+
 =========  ===================================  ==========================================  =========================
 backend    pod, node, external                  enclave                                     vsock
 =========  ===================================  ==========================================  =========================

@@ -23,6 +23,8 @@ from wgvsock.settings import Between, check_interface_name, check_service_name, 
 
 DEFAULT_PATH: Final = "/etc/wgvsock/enclave.toml"
 
+_LISTEN: Final = VsockAddress(VMADDR_CID_ANY, WIREGUARD_PORT)
+
 _CAPABILITY: Final = {"gso": PROFILE_GSO, "plain": PROFILE_PLAIN}
 
 
@@ -49,7 +51,7 @@ class EnclaveConfig:
     name: str = "enclave"
     runtime_directory: str = "/run/wgvsock"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    listen: StreamAddress = VsockAddress(VMADDR_CID_ANY, WIREGUARD_PORT)
+    listen: StreamAddress = _LISTEN
     provisioning_listen: StreamAddress | None = None
     parent_cid: Annotated[int, Between(0, 0xFFFFFFFE)] = NITRO_PARENT_CID
     interface: str = "wg0"

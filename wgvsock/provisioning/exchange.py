@@ -27,6 +27,7 @@ from wgvsock.provisioning.errors import ExchangeError, WireCode, error_from_wire
 from wgvsock.provisioning.events import Assignment, AttestationNeeded, ExchangeEnded
 from wgvsock.provisioning.frames import FrameReader, encode_frame
 from wgvsock.provisioning.messages import (
+    DOCUMENT_LIMIT,
     KEY_BYTES,
     NONCE_BYTES,
     REQUEST_LIMIT,
@@ -178,6 +179,9 @@ class Exchange:
         """
         if self.closed:
             return
+        if not 0 < len(document) <= DOCUMENT_LIMIT:
+            self._fail(errors.SecureModuleError("the security module's document is empty or too long"))
+            return
         self._advance(ExchangeInput.DOCUMENT, step_by=now + self._deadlines.frame)
         self._outgoing += encode_frame(Response(document).encode())
 
@@ -257,8 +261,10 @@ class Exchange:
         answered = self._state is ExchangeState.AWAITING_RESULT
         self._state = ExchangeState.CLOSED
         self._ephemeral.forget()
+        if isinstance(error, errors.ConnectionLostError):
+            self._outgoing.clear()
+        elif not answered:
+            self._outgoing += encode_frame(Error(error.wire_code, error.why).encode())
         if not answered:
-            if not isinstance(error, errors.ConnectionLostError):
-                self._outgoing += encode_frame(Error(error.wire_code, error.why).encode())
             self._provisioning.withdraw(self._assignment)
         self._provisioning.emit(ExchangeEnded(self, error))

@@ -12,9 +12,10 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
-from wgvsock.addresses import StreamAddress
+from wgvsock.addresses import StreamAddress, UnixAddress
 from wgvsock.errors import TransportError
 from wgvsock.transports.sockets import listen_stream
 
@@ -74,11 +75,13 @@ class Endpoint:
         else:
             self._server = await loop.create_server(self._connection, sock=listener)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Stop, and close every connection; idempotent."""
         if self._server is not None:
             self._server.close()
             self._server = None
+            if isinstance(self._address, UnixAddress):
+                Path(self._address.path).unlink(missing_ok=True)
         for connection in list(self._connections):
             connection.abort()
 

@@ -23,6 +23,8 @@ class Link(Protocol):
     ``view = link.reserve(n)``, fill at most n bytes of it, ``link.commit(used)``; ``link.flush()`` once a batch.
     """
 
+    def __hash__(self) -> int: ...
+
     @property
     def address(self) -> Address:
         """Where the remote is, for people and for ``wg show``."""

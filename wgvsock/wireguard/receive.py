@@ -264,7 +264,7 @@ def _receive_response(device: Device, identity: Identity, message: HandshakeResp
     _authenticated(peer, arrival)
     begin_session(peer, keypair, now)
     peer.handshake_completed(keypair, now)
-    # The responder may not send before it has seen the new keypair in use (section 5.1): if nothing waits to be sent,
+    # The responder may not send before it has seen the new keypair in use (section 5): if nothing waits to be sent,
     # a keepalive tells.
     if peer.staged:
         send_staged_packets(peer, now)

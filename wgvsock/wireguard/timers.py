@@ -68,7 +68,6 @@ class Timers:
     __slots__ = (
         "_known",
         "_last_traversal",
-        "_need_another_keepalive",
         "_notify",
         "_random",
         "_silence",
@@ -87,7 +86,6 @@ class Timers:
         self._notify = notify
         self._known = NEVER
         self._last_traversal = NEVER
-        self._need_another_keepalive = False
         self._silence = timings.keepalive_timeout + timings.rekey_timeout
         self.handshake_attempts = 0
         self.new_handshake = NEVER
@@ -115,8 +113,6 @@ class Timers:
             self.send_keepalive = deadline = now + self._timings.keepalive_timeout
             if deadline < self._known:
                 self._announce(deadline)
-        else:
-            self._need_another_keepalive = True
 
     # --- hooks of handshakes and keepalives ---
 
@@ -159,7 +155,6 @@ class Timers:
     def stop(self) -> None:
         """The session is gone: every timer but the persistent keepalive stops."""
         self.retransmit_handshake = self.send_keepalive = self.new_handshake = self.zero_key_material = NEVER
-        self._need_another_keepalive = False
 
     # --- deadlines ---
 
@@ -186,9 +181,6 @@ class Timers:
                 expired.append(Expired.GIVE_UP_HANDSHAKE)
         if now >= self.send_keepalive:
             self.send_keepalive = NEVER
-            if self._need_another_keepalive:
-                self._need_another_keepalive = False
-                self.send_keepalive = now + self._timings.keepalive_timeout
             expired.append(Expired.SEND_KEEPALIVE)
         if now >= self.new_handshake:
             self.new_handshake = NEVER
@@ -196,7 +188,7 @@ class Timers:
         if now >= self.zero_key_material:
             self.zero_key_material = NEVER
             expired.append(Expired.ZERO_KEY_MATERIAL)
-        if now >= self._persistent_keepalive_at():
+        if now >= self._persistent_keepalive_at() and Expired.SEND_KEEPALIVE not in expired:
             self._last_traversal = now
             expired.append(Expired.PERSISTENT_KEEPALIVE)
         return expired

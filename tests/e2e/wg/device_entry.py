@@ -46,7 +46,8 @@ def main() -> int:
         put_vsock_on_unix()
     timings = Timings()
     if ours.rekey_after is not None:
-        timings = dataclasses.replace(timings, rekey_after_time=ours.rekey_after)
+        # An initiation follows another one after rekey_timeout at the earliest.
+        timings = dataclasses.replace(timings, rekey_after_time=ours.rekey_after, rekey_timeout=ours.rekey_after / 4)
     theirs = argparse.ArgumentParser()
     device.add_arguments(theirs)
     return device.run_device(device.read_options(theirs.parse_args(rest), os.environ), timings=timings)

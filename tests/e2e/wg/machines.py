@@ -101,7 +101,9 @@ class Machine:
 
     def start(self, *command: str | Path, name: str, environment: Mapping[str, str] | None = None) -> LocalProcess:
         """Run a command until the machine is switched off."""
-        process = LocalProcess(name, self.argv(command), log=self.directory / f"{name}.log", environment=environment)
+        process = LocalProcess.start(
+            name, self.argv(command), log=self.directory / f"{name}.log", environment=environment
+        )
         self.processes.append(process)
         return process
 

@@ -62,6 +62,7 @@ def test_the_root_is_looked_at_before_anything_is_parsed(authority: LabAuthority
     [
         *((level, Defect.MALFORMED, "chain.parse") for level in Level),
         *((level, Defect.NEGATIVE_SERIAL, "chain.parse") for level in Level),
+        *((level, Defect.UNSUPPORTED_NAME, "chain.parse") for level in Level),
         *((level, Defect.VERSION_1, "chain.algorithm") for level in Level),
         *((level, Defect.SHA256, "chain.algorithm") for level in Level),
         *((level, Defect.P256, "chain.algorithm") for level in Level),

@@ -21,7 +21,7 @@ def started(tmp_path: Path) -> Iterator[list[LocalProcess]]:
 
 
 def start(started: list[LocalProcess], log: Path, program: str, *, stdin: bool = False) -> LocalProcess:
-    process = LocalProcess("program", [sys.executable, "-c", program], log=log, stdin=stdin)
+    process = LocalProcess.start("program", [sys.executable, "-c", program], log=log, stdin=stdin)
     started.append(process)
     return process
 
@@ -62,14 +62,37 @@ def test_a_process_that_stays_is_a_timeout_and_can_be_killed(tmp_path: Path, sta
     assert process.poll() == -signal.SIGKILL
 
 
-def test_terminate_is_heeded(tmp_path: Path, started: list[LocalProcess]) -> None:
+def test_signals_reach_the_command(tmp_path: Path, started: list[LocalProcess]) -> None:
     program = "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); signal.pause()"
     process = start(started, tmp_path / "log", program)
     process.wait_for_line("up", Deadline(20))
-    assert process.terminate(Deadline(20)) == 0
+    process.signal(signal.SIGTERM)
+    assert process.wait(Deadline(20)) == 0
 
 
 def test_no_pipe_no_standard_input(tmp_path: Path, started: list[LocalProcess]) -> None:
     process = start(started, tmp_path / "log", "pass")
     with pytest.raises(LabError, match="no standard input"):
         process.stdin.write(b"")
+
+
+def test_a_running_process_is_found_again_and_ended(tmp_path: Path, started: list[LocalProcess]) -> None:
+    original = start(started, tmp_path / "log", "print('up', flush=True); import signal; signal.pause()")
+    original.wait_for_line("up", Deadline(20))
+    found = LocalProcess.adopt(original.describe())
+    assert (found.name, found.pid, found.poll()) == ("program", original.pid, None)
+    found.kill()
+    assert found.poll() == 0
+    assert original.poll() == -signal.SIGKILL
+
+
+def test_a_number_that_was_given_to_another_process_is_not_mistaken(
+    tmp_path: Path, started: list[LocalProcess]
+) -> None:
+    original = start(started, tmp_path / "log", "print('up', flush=True); import signal; signal.pause()")
+    original.wait_for_line("up", Deadline(20))
+    stranger = LocalProcess.adopt({**original.describe(), "started": "1"})
+    assert stranger.poll() == 0
+    stranger.kill()
+    stranger.signal(signal.SIGKILL)
+    assert original.poll() is None
