@@ -1,0 +1,30 @@
+"""Runs a service in the foreground: signals in, exit status out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+SignalHandlers = Mapping[signal.Signals, Callable[[], None]]
+
+
+def run_service(start: Callable[[], tuple[Coroutine[Any, Any, int], SignalHandlers]]) -> int:
+    """Run one service until it ends.
+
+    Args:
+        start: Makes the service, inside the event loop: what to run, and what its signals do.
+    """
+
+    async def run() -> int:
+        loop = asyncio.get_running_loop()
+        service, handlers = start()
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        # What start-up has made lives as long as the process: the collector need not look at it again and again.
+        gc.freeze()
+        return await service
+
+    return asyncio.run(run())
