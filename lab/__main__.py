@@ -8,22 +8,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lab.errors import LabUnavailableError
+from lab.backends import backend_class, choose
+from lab.commands import add_parsers
 from wgvsock.errors import WgvsockError
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run the demonstration."""
-    from lab.backends import backend_class
     from lab.demo import Demonstration
     from lab.ladder import Ladder
     from lab.narration import silent, to_terminal
 
     enter_user_namespace(arguments)
-    backend = backend_class("netns")
-    if reason := backend.unavailable():
-        raise LabUnavailableError("the laboratory cannot run here", why=f"{reason.kind}: {reason.what}", fix=reason.fix)
-    ladder = Ladder(backend(f"{os.getpid():x}"))
+    name, _ = choose("netns")
+    ladder = Ladder(backend_class(name)(f"{os.getpid():x}"))
     demonstration = Demonstration(ladder, silent() if arguments.json else to_terminal())
     try:
         ok = demonstration.run()
@@ -51,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
     verb.add_argument("--userns", action="store_true", help="in a user namespace, even as root (the way without root)")
     verb.set_defaults(run=demo)
+    add_parsers(verbs)
     return root
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, Self
 
 from lab.capture import CapturedPacket
 from lab.deadline import Deadline
@@ -147,6 +147,8 @@ class Backend(Protocol):
         """What the Enclave drew (`lab.opener`); a file on this machine."""
         ...
 
+    def __init__(self, identity: str) -> None: ...
+
     @classmethod
     def unavailable(cls) -> Unavailable | None:
         """None where this machine can run the backend."""
@@ -166,6 +168,23 @@ class Backend(Protocol):
 
     def leftovers(self) -> list[str]:
         """What is still there of this laboratory, in words; empty after `down`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What `attach` needs, as JSON values."""
+        ...
+
+    @classmethod
+    def attach(cls, state: Mapping[str, Any]) -> Self:
+        """The laboratory that another process has raised."""
+        ...
+
+    def process(self, name: str) -> Process | None:
+        """The newest process of a name (``relay``, ``enclave``, …) that still runs."""
+        ...
+
+    def enter(self, node: Node) -> list[str]:
+        """What to put in front of a command on this machine so that it runs in one of the laboratory's."""
         ...
 
     def deadline(self, seconds: float) -> Deadline:

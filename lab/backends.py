@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from lab.errors import LabError
+from lab.backend import Backend
+from lab.errors import LabError, LabUnavailableError
 from lab.netns.backend import NetnsBackend
 
-BACKENDS: Final = {"netns": NetnsBackend}
+BACKENDS: Final[dict[str, type[Backend]]] = {"netns": NetnsBackend}
+"""By name."""
+
+PREFERENCE: Final = ("netns",)
+"""Best first: the nearer to the real thing the better."""
 
 
-def backend_class(name: str) -> type[NetnsBackend]:
+def backend_class(name: str) -> type[Backend]:
     """The backend of a name.
 
     Raises:
@@ -20,3 +25,20 @@ def backend_class(name: str) -> type[NetnsBackend]:
         return BACKENDS[name]
     except KeyError:
         raise LabError(f"there is no backend {name!r}", fix=f"choose one of {', '.join(BACKENDS)}") from None
+
+
+def choose(name: str = "") -> tuple[str, str]:
+    """The backend that is asked for, or the best that runs here, and why.
+
+    Raises:
+        LabError: There is none of that name.
+        LabUnavailableError: It, or none at all, runs here.
+    """
+    reasons: list[str] = []
+    for candidate in (name,) if name else PREFERENCE:
+        reason = backend_class(candidate).unavailable()
+        if reason is None:
+            why = "as asked" if name else "; ".join(["the best that runs here", *reasons])
+            return candidate, why
+        reasons.append(f"{candidate} is {reason}")
+    raise LabUnavailableError("no laboratory can run here", why="; ".join(reasons), fix="see docs/lab.md")

@@ -69,9 +69,14 @@ class Ladder:
             LabError: One of the two has ended.
             LabTimeoutError: It is not ready in time.
         """
-        return (deadline or self.backend.deadline(20)).poll(self._look_ready, "the Relay to be ready")
+        return (deadline or self.backend.deadline(20)).poll(self.look_ready, "the Relay to be ready")
 
-    def _look_ready(self) -> dict[str, Any] | None:
+    def look_ready(self) -> dict[str, Any] | None:
+        """The Relay's status, if it says that it is ready.
+
+        Raises:
+            LabError: One of the two services has ended.
+        """
         for process in (self.relay, self.enclave):
             if process is not None and process.poll() is not None:
                 raise LabError(f"{process.name} ended with {process.poll()}", why=process.output()[-2000:])
@@ -150,9 +155,9 @@ class Ladder:
     def restart_relay(
         self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
     ) -> None:
-        """Stop the Relay as an operator does, and start it again."""
+        """Stop the Relay for a restart (SIGUSR2: connections are kept), and start it again."""
         if self.relay is not None:
-            self._stop(self.relay)
+            self._stop(self.relay, signal.SIGUSR2)
         self.start_relay(config, timings)
 
     def restart_enclave(self, timings: Mapping[str, float] | None = None) -> None:
@@ -192,8 +197,8 @@ class Ladder:
                 self._stop(process)
         self.relay = self.enclave = None
 
-    def _stop(self, process: Process) -> None:
-        process.signal(signal.SIGTERM)
+    def _stop(self, process: Process, signum: int = signal.SIGTERM) -> None:
+        process.signal(signum)
         code = process.wait(self.backend.deadline(15))
         process.kill()
         if code != 0:

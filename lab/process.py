@@ -19,8 +19,9 @@ class LocalProcess:
     Args:
         name: For messages.
         log: Gets its standard output and error, appended.
-        pid: Of a command that runs already; its start is compared, so that a number that was given anew is not mistaken.
-        started: When that was, as `describe` said.
+        pid: Of a command that runs already.
+        started: When it was started; compared, so that a number that was given to another is not mistaken.
+        offset: Where its output begins in the log, in bytes.
     """
 
     def __init__(self, name: str, log: Path, *, pid: int, started: str, offset: int = 0) -> None:
@@ -137,7 +138,7 @@ class LocalProcess:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot; empty when there is no such process, or a zombie."""
+    """Field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot; empty when there is no such process any more."""
     try:
         _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:

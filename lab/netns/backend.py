@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from lab import config as configurations
 from lab.backend import Completed, Unavailable
@@ -125,6 +125,35 @@ class NetnsBackend:
         """See `lab.netns.privilege`."""
         return privilege.unavailable()
 
+    # -- staying up ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What `attach` needs, as JSON values."""
+        return {
+            "prefix": self.prefix,
+            "directory": str(self.directory),
+            "root_sha256": self.root_sha256,
+            "enclave_measurements": dict(self.enclave_measurements),
+            "processes": [process.describe() for process in self._processes],
+        }
+
+    @classmethod
+    def attach(cls, state: Mapping[str, Any]) -> Self:
+        """The laboratory that another process has raised."""
+        backend = cls(state["prefix"].removeprefix("wgv-"), directory=Path(state["directory"]))
+        backend.root_sha256 = state["root_sha256"]
+        backend.enclave_measurements = state["enclave_measurements"]
+        backend._processes = [LocalProcess.adopt(description) for description in state["processes"]]
+        backend._connect_controls()
+        return backend
+
+    def process(self, name: str) -> LocalProcess | None:
+        """The newest process of a name that still runs."""
+        for process in reversed(self._processes):
+            if process.name == name and process.poll() is None:
+                return process
+        return None
+
     # -- up and down ---------------------------------------------------------------------------------------------------
 
     def up(self) -> None:
@@ -141,6 +170,9 @@ class NetnsBackend:
             process.wait_for_line("ready", self.deadline(20))
         self._read_signer(signer)
         self.deadline(5).poll(lambda: build.links_are_up(self.topology, self.prefix), "the links to come up")
+        self._connect_controls()
+
+    def _connect_controls(self) -> None:
         self.tap = TapControl(self.directory / "tap.sock", self.directory / "vsock.pcap")
         self.nsm = NsmControl(f"{self.directory}/nsm/control.sock")
 
@@ -299,7 +331,7 @@ class NetnsBackend:
         if timings:
             argv = [sys.executable, "-m", "lab.relay_agent", "--config", path, "--timings", json.dumps(timings)]
         else:
-            argv = [sys.executable, "-m", "wgvsock", "relay", "run", "--config", path]
+            argv = [str(Path(sys.executable).with_name("wgvsock")), "relay", "run", "--config", path]
         return self.spawn(Node.POD, argv, name="relay")
 
     def start_enclave(
