@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_a_frame_is_a_big_endian_length_and_the_message() -> None:
 def test_reading_does_not_depend_on_how_the_bytes_are_cut(messages: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(map(encode_frame, messages))
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    chunks = [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [stream[start:end] for start, end in pairwise(edges)]
     assert _read_all(chunks, 40) == messages
 
 
@@ -55,5 +57,7 @@ def test_only_the_current_frame_is_taken_and_stored() -> None:
 
 def test_a_begun_frame_is_known_to_be_begun() -> None:
     reader = FrameReader()
-    assert reader.take(memoryview(b"\0"), 40) == (None, b"")
+    message, rest = reader.take(memoryview(b"\0"), 40)
+    assert message is None
+    assert not rest
     assert reader.started
