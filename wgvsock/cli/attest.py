@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from wgvsock.attestation import verifier
 from wgvsock.attestation.document import MAX_DOCUMENT_SIZE, MAX_PCRS, PCR_SIZE, AttestationDocument, parse_document
 from wgvsock.attestation.errors import RejectedDocumentError
 from wgvsock.attestation.policy import (
@@ -24,12 +25,9 @@ from wgvsock.attestation.policy import (
     check_roots,
     parse_measurements,
 )
+from wgvsock.cli.output import print_json
 from wgvsock.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
-_SCHEMA: Final = "wgvsock/v1"
 _MAX_PCRS_FILE: Final = 1 << 16
 """Bytes; the output of nitro-cli build-enclave has less than 1000."""
 
@@ -37,7 +35,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MILLISECOND: Final = 253_402_300_799_999  # of the year 9999, the last that RFC 3339 can write
 
 
-def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to ``wgvsock``."""
     attest = subparsers.add_parser("attest", help="read or verify an attestation document", description=__doc__)
     verbs = attest.add_subparsers(dest="verb", required=True, metavar="show|verify")
@@ -90,7 +88,7 @@ def _show(data: bytes, args: argparse.Namespace) -> int:
         return _reject(error, None, args)
     _say("these fields were read, not verified")
     if args.json:
-        print(json.dumps({"schema": _SCHEMA, "ok": True, "verified": False, **_fields(document)}))
+        print_json({"ok": True, "verified": False, **_fields(document)})
     else:
         _print_fields(document)
     return 0
@@ -109,7 +107,7 @@ def _verify(data: bytes, args: argparse.Namespace) -> int:
         return _reject(error, document, args)
     _say_what_was_not_checked(pcrs, roots, args)
     if args.json:
-        print(json.dumps({"schema": _SCHEMA, "ok": True, "check": None, **_fields(document)}))
+        print_json({"ok": True, "check": None, **_fields(document)})
     else:
         print("accepted")
         _print_fields(document)
@@ -121,8 +119,6 @@ def _check(data: bytes, pcrs: Mapping[int, bytes], roots: tuple[bytes, ...], arg
 
     Services have no such choice: a `Policy` without measurements is refused.
     """
-    from wgvsock.attestation import verifier  # loads cryptography, which no other command's start should pay for
-
     now = args.at or datetime.now(UTC)
     document = verifier.authenticate(data, accepted_roots=roots, now=now)
     verifier.check_freshness(document, now=now, max_age=args.max_age, max_future=DEFAULT_MAX_FUTURE)
@@ -151,8 +147,7 @@ def _reject(error: RejectedDocumentError, document: AttestationDocument | None, 
         print(f"rejected: {error.check}")
         raise error
     fields = _fields(document) if document else {}
-    verdict = {"schema": _SCHEMA, "ok": False, "check": error.check, "why": error.why, "fix": error.fix}
-    print(json.dumps({**verdict, **fields}))
+    print_json({"ok": False, "check": error.check, "why": error.why, "fix": error.fix, **fields})
     return error.exit_code
 
 
