@@ -169,6 +169,11 @@ class AttestationSettings:
         """Whether a root other than AWS's G1 is accepted."""
         return any(bytes.fromhex(root) != AWS_NITRO_ROOT_G1 for root in self.root_sha256)
 
+    @property
+    def has_placeholder(self) -> bool:
+        """Whether a PCR set is the zeros of ``wgvsock config init``, which match no enclave but one in debug mode."""
+        return any(not any(value) for entry in self.pcr_sets for value in entry.pcr_set().values.values())
+
     def policy(self) -> Policy:
         """As the verifier knows it.
 

@@ -447,5 +447,7 @@ class RelaySupervisor:
 def _warn_of_risks(config: RelayConfig) -> None:
     if config.attestation.has_foreign_root:
         _log.warning("attestation roots other than AWS's are accepted: this is no production configuration")
+    if config.attestation.has_placeholder:
+        _log.warning("a PCR set holds zeros: it matches no enclave, put the image's measurements in their place")
     if config.attestation.allow_debug:
         _log.warning("enclaves in debug mode are accepted: they are not measured and anybody can read them")

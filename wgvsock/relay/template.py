@@ -20,11 +20,12 @@ address = "vsock:16:51820"            # EnclaveCID and WireGuard port; provision
 #key_pcr = 16                         # -1: off
 #instance_id = "i-0123456789abcdef0"  # then PCR4 has to measure this parent instance
 
-# The measurements that `nitro-cli build-enclave` printed; one table for each image that is accepted.
+# Replace the zeros, which match no enclave, by the measurements that `nitro-cli build-enclave` printed; one table for
+# each image that is accepted.
 [[attestation.pcr_sets]]
-pcr0 = "replace-by-PCR0"
-pcr1 = "replace-by-PCR1"
-pcr2 = "replace-by-PCR2"
+pcr0 = "000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+pcr1 = "000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+pcr2 = "000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
 
 [interface]
 #name = "wg0"
