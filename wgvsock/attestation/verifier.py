@@ -261,7 +261,9 @@ def check_binding(document: VerifiedDocument, expectations: Expectations) -> byt
         WireguardKeyPcrError: The key PCR does not hold the commitment to this key.
     """
     public_key = decode_x25519_spki(document.public_key)
-    if document.user_data is None or not hmac.compare_digest(document.user_data, expectations.user_data):
+    bound = document.user_data or b""
+    # An empty expectation is one that nobody filled in: it must not match a document that binds nothing.
+    if not bound or not hmac.compare_digest(bound, expectations.user_data):
         raise errors.UserDataError("user_data is not the hash of the messages that the relay sent and received")
     if expectations.wireguard_key_pcr is not None:
         spki = document.public_key or b""

@@ -161,6 +161,11 @@ def test_expectations_that_hold(lab: Any) -> None:
     attest(lab, document, role_arn=role, pcrs={8: b"\x08" * 48}, enclave_id="i-0123456789abcdef0-enc123456789abcdef")
 
 
+def test_nothing_is_not_equal_to_nothing(lab: Any) -> None:
+    for empty in (None, b""):
+        assert rejected(attest, lab, lab.document(payload={"user_data": empty}), user_data=b"") == "user_data"
+
+
 def test_without_a_key_pcr_the_document_alone_binds_the_key(lab: Any) -> None:
     other = encode_x25519_spki(bytes(32))
     enclave = attest(lab, lab.document(payload={"public_key": other}), wireguard_key_pcr=None)
