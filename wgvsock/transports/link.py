@@ -101,8 +101,8 @@ class StreamLink:
         return self._buffer[room : room + size]
 
     def commit(self, length: int) -> None:
-        """See `Link.commit`."""
-        if length:
+        """See `Link.commit`; a datagram that the framing cannot carry is dropped, as one over the MTU of a network."""
+        if 0 < length <= self._codec.max_datagram:
             self._codec.write_header(self._buffer, self._end, length)
             self._end += self._header_length + length
 
