@@ -1,25 +1,32 @@
 """The first process of a laboratory guest: starts commands for the host and reaps what ends. Standard library alone.
 
-Two channels, so that neither depends on the vsock that is being tested:
+Channels of its own, so that nothing depends on the vsock that is being tested:
 
 * the second serial port carries the verdict: ``ready UPTIME LOOP`` once the guest can work (seconds since the kernel
   started, seconds that `calibrate` took), or ``failed REASON``, or ``exit CODE`` when the guest's own service ended;
-* a virtio-serial port carries the requests of `lab.qemu.channel.Channel`, one JSON object a line each way.
+* virtio-serial ports carry the requests of `lab.qemu.channel.Channel`, one JSON object a line each way: one port for
+  the laboratory, one for a person's shell.
 
 A request is ``{"id": n, "op": …}``; every answer repeats the id:
 
-* ``start``: argv, environment, stdin (base64) -> started (pid), then any number of stdout and stderr (data), then
-  exit (code)
+* ``run``: argv, environment, stdin (base64), terminal -> started (pid), then any number of output (stream, data), then
+  exit (code); with a terminal the command has one, fed by ``input``: pid, data -> nothing
+* ``spawn``: argv, environment, stdout, stderr (files, appended) -> started (pid)
+* ``poll``: pid -> state (code, or null while it runs)
 * ``signal``: pid, signal, group -> done
-* ``write``: path, mode, data -> done          * ``read``: path -> content (data)
-* ``clock``: time (Unix, seconds) -> done        * ``poweroff`` -> nothing: the machine goes
+* ``write``: path, mode, data -> done              * ``read``: path, offset -> content (data)
+* ``clock``: time (Unix, seconds) -> done          * ``poweroff`` -> nothing: the machine goes
 
-An image can bring its own services in /etc/wgvsock/guest.json (`lab.eif.boot` writes it); they are started first.
+Spawned commands outlive the host's connection, and their exit codes are kept; what a host that has gone was still to be
+told is dropped.
+
+An image can bring its own services in /etc/wgvsock/guest.json (`lab.eif.build` writes it); they are started first.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import selectors
@@ -29,15 +36,21 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from select import POLLHUP, POLLOUT, poll
+from typing import Any, BinaryIO, Final
 
 PORT_NAME: Final = "wgvsock.agent"
+SHELL_PORT_NAME: Final = "wgvsock.shell"
 VERDICT_PORT: Final = "/dev/ttyS1"
 SERVICES_FILE: Final = "/etc/wgvsock/guest.json"
 CALIBRATION_ROUNDS: Final = 100_000
 
+READ_LIMIT: Final = 1 << 20
+"""Bytes of a file in one answer; the host asks again for the rest."""
+
 _READ_SIZE: Final = 65536
 _LONGEST_LINE: Final = 64 << 20  # bytes; a file written in one request is base64 in one line
+_IDLE_PORT_PAUSE: Final = 0.05  # seconds; a port without a host stays readable, with nothing to read
 _DEVICE_DEADLINE: Final = 30.0  # seconds a service may take to make the device that others wait for
 
 
@@ -50,27 +63,92 @@ def calibrate() -> float:
     return time.perf_counter() - start
 
 
-class Agent:
-    """Serves one request channel until the machine goes.
+class Port:
+    """One request channel: a descriptor for reading and writing, and the beginning of the next line."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._buffer = b""
+        self._writable = poll()
+        self._writable.register(descriptor, POLLOUT)
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The requests that have arrived; a line that is none is what a host left half-written."""
+        try:
+            data = os.read(self.descriptor, _READ_SIZE)
+        except BlockingIOError:
+            return []
+        if not data:
+            self._buffer = b""
+            time.sleep(_IDLE_PORT_PAUSE)
+            return []
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > _LONGEST_LINE:
+            self._buffer = b""
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def answer(self, request: int, event: str, **fields: Any) -> None:
+        """Tell the host; nothing when there is none."""
+        view = memoryview(json.dumps({"id": request, "event": event, **fields}).encode() + b"\n")
+        while view:
+            try:
+                view = view[os.write(self.descriptor, view) :]
+            except BlockingIOError:
+                if any(event & POLLHUP for _, event in self._writable.poll()):
+                    return
+            except OSError:
+                return
+
+
+class Running:
+    """A command whose output and end a host waits for.
 
     Args:
-        port: The virtio-serial port, a descriptor for reading and writing.
+        port: Where the host is.
+        request: What to repeat to it.
+        child: The command.
+        streams: Its output: name -> descriptor.
+        terminal: The controlling end of its terminal, if it has one.
+    """
+
+    def __init__(
+        self, port: Port, request: int, child: subprocess.Popen[bytes], streams: dict[str, int], terminal: int | None
+    ) -> None:
+        self.port = port
+        self.request = request
+        self.child = child
+        self.streams = streams
+        self.terminal = terminal
+
+
+class Agent:
+    """Serves request channels until the machine goes.
+
+    Args:
+        ports: The channels.
         exited: Told the identifier and exit code of a child that no request has started.
     """
 
-    def __init__(self, port: int, exited: Callable[[int, int], None]) -> None:
-        self._port = port
+    def __init__(self, ports: list[Port], exited: Callable[[int, int], None]) -> None:
+        self._ports = ports
         self._exited = exited
-        self._buffer = b""
         self._selector = selectors.DefaultSelector()
-        self._children: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
-        self._operations = {
-            "start": self._start,
+        self._running: dict[int, Running] = {}
+        self._spawned: dict[int, int | None] = {}
+        self._operations: dict[str, Callable[[Port, dict[str, Any]], None]] = {
+            "run": self._run,
+            "input": self._input,
+            "spawn": self._spawn,
+            "poll": self._poll,
             "signal": self._signal,
             "write": self._write,
             "read": self._read,
             "clock": self._clock,
-            "poweroff": self._poweroff,
+            "poweroff": lambda _port, _request: power_off(),
         }
 
     def serve(self) -> None:
@@ -79,77 +157,64 @@ class Agent:
         signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(wake_up, selectors.EVENT_READ, lambda: os.read(wake_up, 4096))
-        self._selector.register(self._port, selectors.EVENT_READ, self._on_request)
+        for port in self._ports:
+            self._selector.register(port.descriptor, selectors.EVENT_READ, lambda port=port: self._handle(port))
         while True:
             self._reap()
             for key, _ in self._selector.select():
                 key.data()
 
-    def _on_request(self) -> None:
-        try:
-            data = os.read(self._port, _READ_SIZE)
-        except BlockingIOError:
-            return
-        if not data:  # the host's end is not connected yet; the port stays readable meanwhile
-            time.sleep(0.05)
-            return
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > _LONGEST_LINE:
-            self._buffer = b""
-        for line in lines:
-            self._handle(line)
-
-    def _handle(self, line: bytes) -> None:
-        request = json.loads(line)
-        try:
-            self._operations[request["op"]](request)
-        except (OSError, ValueError, KeyError) as error:
-            self._answer(request["id"], "error", message=f"{type(error).__name__}: {error}")
-
-    def _answer(self, request: int, event: str, **fields: Any) -> None:
-        line = json.dumps({"id": request, "event": event, **fields}).encode() + b"\n"
-        view = memoryview(line)
-        while view:
+    def _handle(self, port: Port) -> None:
+        for request in port.requests():
             try:
-                view = view[os.write(self._port, view) :]
-            except BlockingIOError:
-                with selectors.DefaultSelector() as wait:
-                    wait.register(self._port, selectors.EVENT_WRITE)
-                    wait.select()
+                self._operations[request["op"]](port, request)
+            except (OSError, ValueError, KeyError) as error:
+                port.answer(request["id"], "error", message=f"{type(error).__name__}: {error}")
 
-    def _start(self, request: dict[str, Any]) -> None:
-        child = subprocess.Popen(
-            request["argv"],
-            stdin=subprocess.PIPE if request.get("stdin") else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, **request.get("environment", {})},
-        )
-        self._children[child.pid] = (request["id"], child)
-        self._answer(request["id"], "started", pid=child.pid)
-        if child.stdin is not None:
-            child.stdin.write(base64.b64decode(request["stdin"]))
-            child.stdin.close()
-        for name, stream in (("stdout", child.stdout), ("stderr", child.stderr)):
-            if stream is not None:
-                self._watch(request["id"], name, stream.fileno())
+    def _run(self, port: Port, request: dict[str, Any]) -> None:
+        if request.get("terminal"):
+            terminal, theirs = os.openpty()
+            with os.fdopen(theirs, "r+b", buffering=0) as end:
+                child = _start(request, stdin=end, stdout=end, stderr=end)
+            streams = {"stdout": terminal}
+        else:
+            terminal = None
+            with _as_file(base64.b64decode(request.get("stdin", ""))) as stdin:
+                child = _start(request, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            if child.stdout is None or child.stderr is None:
+                raise ValueError("no pipes")
+            # Detached from the objects, which would close them when they are collected.
+            streams = {"stdout": os.dup(child.stdout.fileno()), "stderr": os.dup(child.stderr.fileno())}
+            child.stdout.close()
+            child.stderr.close()
+        running = Running(port, request["id"], child, streams, terminal)
+        self._running[child.pid] = running
+        port.answer(request["id"], "started", pid=child.pid)
+        for name, descriptor in streams.items():
+            os.set_blocking(descriptor, False)
+            forward = lambda name=name: self._forward(running, name)  # noqa: E731 (a handler with its arguments)
+            self._selector.register(descriptor, selectors.EVENT_READ, forward)
 
-    def _watch(self, request: int, name: str, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        self._selector.register(descriptor, selectors.EVENT_READ, lambda: self._forward(request, name, descriptor))
-
-    def _forward(self, request: int, name: str, descriptor: int) -> bool:
-        """Send on one read's worth of output; False at its end or when nothing waits."""
+    def _forward(self, running: Running, name: str) -> bool:
+        """Send on one read's worth of output; False when nothing waits, or nothing more comes."""
+        descriptor = running.streams[name]
         try:
             data = os.read(descriptor, _READ_SIZE)
         except BlockingIOError:
             return False
+        except OSError:  # EIO: the last holder of the terminal's other end has gone
+            data = b""
         if not data:
-            self._selector.unregister(descriptor)
+            self._close(running, name)
             return False
-        self._answer(request, name, data=base64.b64encode(data).decode())
+        encoded = base64.b64encode(data).decode()
+        running.port.answer(running.request, "output", stream=name, data=encoded)
         return True
+
+    def _close(self, running: Running, name: str) -> None:
+        descriptor = running.streams.pop(name)
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
 
     def _reap(self) -> None:
         """Children of requests, and orphans: the first process inherits every one."""
@@ -161,46 +226,79 @@ class Agent:
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
-            if pid not in self._children:
+            if pid in self._running:
+                self._finish(self._running.pop(pid), code)
+            elif pid in self._spawned:
+                self._spawned[pid] = code
+            else:
                 self._exited(pid, code)
-                continue
-            request, child = self._children.pop(pid)
-            child.returncode = code
-            for name, stream in (("stdout", child.stdout), ("stderr", child.stderr)):
-                self._drain(request, name, stream)
-            self._answer(request, "exit", code=code)
 
-    def _drain(self, request: int, name: str, stream: Any) -> None:
-        """The rest of an ended command's output; what its own children still write is nobody's."""
-        while stream.fileno() in self._selector.get_map() and self._forward(request, name, stream.fileno()):
-            pass
-        if stream.fileno() in self._selector.get_map():
-            self._selector.unregister(stream.fileno())
-        stream.close()
+    def _finish(self, running: Running, code: int) -> None:
+        """What is left of an ended command's output, and its end; what its own children still write is nobody's."""
+        running.child.returncode = code
+        for name in list(running.streams):
+            while name in running.streams and self._forward(running, name):
+                pass
+            if name in running.streams:
+                self._close(running, name)
+        running.port.answer(running.request, "exit", code=code)
 
-    def _signal(self, request: dict[str, Any]) -> None:
-        if request["pid"] in self._children:
-            send = os.killpg if request.get("group") else os.kill
-            send(request["pid"], request["signal"])
-        self._answer(request["id"], "done")
+    def _input(self, _port: Port, request: dict[str, Any]) -> None:
+        running = self._running.get(request["pid"])
+        if running is not None and running.terminal is not None:
+            os.write(running.terminal, base64.b64decode(request["data"]))
 
-    def _write(self, request: dict[str, Any]) -> None:
+    def _spawn(self, port: Port, request: dict[str, Any]) -> None:
+        with _appended(request["stdout"]) as stdout, _appended(request["stderr"]) as stderr:
+            child = _start(request, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+        child.returncode = 0  # reaped here; keeps the object from warning when it is collected
+        self._spawned[child.pid] = None
+        port.answer(request["id"], "started", pid=child.pid)
+
+    def _poll(self, port: Port, request: dict[str, Any]) -> None:
+        self._reap()
+        port.answer(request["id"], "state", code=self._spawned[request["pid"]])
+
+    def _signal(self, port: Port, request: dict[str, Any]) -> None:
+        pid = request["pid"]
+        if pid in self._running or self._spawned.get(pid, 0) is None:
+            (os.killpg if request.get("group") else os.kill)(pid, request["signal"])
+        port.answer(request["id"], "done")
+
+    def _write(self, port: Port, request: dict[str, Any]) -> None:
         path = Path(request["path"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(request["data"]))
         path.chmod(request["mode"])
-        self._answer(request["id"], "done")
+        port.answer(request["id"], "done")
 
-    def _read(self, request: dict[str, Any]) -> None:
-        data = Path(request["path"]).read_bytes()
-        self._answer(request["id"], "content", data=base64.b64encode(data).decode())
+    def _read(self, port: Port, request: dict[str, Any]) -> None:
+        with Path(request["path"]).open("rb") as file:
+            file.seek(request["offset"])
+            data = file.read(READ_LIMIT)
+        port.answer(request["id"], "content", data=base64.b64encode(data).decode())
 
-    def _clock(self, request: dict[str, Any]) -> None:
+    def _clock(self, port: Port, request: dict[str, Any]) -> None:
         time.clock_settime(time.CLOCK_REALTIME, request["time"])
-        self._answer(request["id"], "done")
+        port.answer(request["id"], "done")
 
-    def _poweroff(self, _request: dict[str, Any]) -> None:
-        power_off()
+
+def _start(request: dict[str, Any], **streams: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **request.get("environment", {})}
+    return subprocess.Popen(request["argv"], start_new_session=True, env=environment, **streams)
+
+
+def _as_file(data: bytes) -> BinaryIO:
+    """A file in memory that holds the data: unlike a pipe, nobody has to feed it while the command runs."""
+    file = os.fdopen(os.memfd_create("stdin"), "w+b", buffering=0)
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def _appended(path: str) -> BinaryIO:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path).open("ab", buffering=0)
 
 
 def power_off() -> None:
@@ -222,9 +320,14 @@ class Services:
         self._main: int | None = None
 
     def start(self, services: list[dict[str, Any]]) -> None:
-        """Start all; a service that makes a device is waited for."""
+        """Start all; a service that makes a device is waited for.
+
+        Raises:
+            TimeoutError: The device does not come.
+        """
         for service in services:
             child = subprocess.Popen(service["argv"], stdin=subprocess.DEVNULL, start_new_session=True)
+            child.returncode = 0  # reaped by the agent
             if service.get("main"):
                 self._main = child.pid
             device = service.get("device")
@@ -233,7 +336,6 @@ class Services:
                 if time.monotonic() > end:
                     raise TimeoutError(f"{service['argv'][0]} has not made {device}")
                 time.sleep(0.02)
-            child.returncode = 0  # reaped by the agent; keeps Popen from a warning
 
     def exited(self, pid: int, code: int) -> None:
         """An enclave dies with its entry process."""
@@ -242,12 +344,16 @@ class Services:
             power_off()
 
 
-def open_port() -> int:
-    """The virtio-serial port of our name, found as the kernel lists it."""
+def open_port(name: str) -> Port:
+    """The virtio-serial port of a name, found as the kernel lists it.
+
+    Raises:
+        FileNotFoundError: The machine has none of that name.
+    """
     for entry in Path("/sys/class/virtio-ports").iterdir():
-        if (entry / "name").read_text().strip() == PORT_NAME:
-            return os.open(f"/dev/{entry.name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    raise FileNotFoundError(f"no virtio-serial port is called {PORT_NAME}")
+        if (entry / "name").read_text().strip() == name:
+            return Port(os.open(f"/dev/{entry.name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    raise FileNotFoundError(f"no virtio-serial port is called {name}")
 
 
 def write_verdict(line: str) -> None:
@@ -261,7 +367,7 @@ def main() -> None:
     """Run as process 1."""
     try:
         services = Services(write_verdict)
-        agent = Agent(open_port(), services.exited)
+        agent = Agent([open_port(PORT_NAME), open_port(SHELL_PORT_NAME)], services.exited)
         if Path(SERVICES_FILE).exists():
             services.start(json.loads(Path(SERVICES_FILE).read_text()))
         uptime = Path("/proc/uptime").read_text().split()[0]

@@ -20,7 +20,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from lab import config as configurations
 from lab.backend import Completed, Unavailable
@@ -29,17 +29,17 @@ from lab.cuse.nsm import SIGNER_PORT
 from lab.deadline import Deadline
 from lab.eif.build import from_image
 from lab.eif.format import measure, measurements_json
-from lab.errors import LabError, LabTimeoutError
+from lab.errors import LabError
 from lab.netns import build, privilege
 from lab.netns.backend import LAB, NetnsBackend
-from lab.nsm.client import NsmControl
+from lab.process import LocalProcess
 from lab.qemu import watch
 from lab.qemu.channel import GuestProcess
-from lab.qemu.image import APPLICATION_ROOT, PYTHON, Image
+from lab.qemu.image import APPLICATION_RAMDISK, APPLICATION_ROOT, PYTHON, Image, build_base
 from lab.qemu.image import build as build_image
-from lab.qemu.machine import Machine, MachineSpec, Tools, VhostUserVsock, VsockDevice
+from lab.qemu.machine import SHELL_SOCKET, Machine, MachineSpec, Tools, VhostUserVsock, VsockDevice
 from lab.qemu.packages import cache_directory, read_lock, unavailable, unpack_group
-from lab.tap import TapControl, TapRoute
+from lab.tap import TapRoute
 from lab.topology import PACKET_POINTS, Node, Point
 from wgvsock.addresses import (
     PROVISIONING_PORT,
@@ -57,6 +57,7 @@ from wgvsock.wireguard import Timings
 
 ENCLAVE_CID: Final = Cid(16)
 NODE_CID: Final = Cid(3)
+SECURITY_MODULE: Final = "cuse"
 PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 
 _GUEST_DIRECTORY: Final = "/run/lab"
@@ -75,12 +76,17 @@ with socket.socket(socket.AF_UNIX) as sock:
 class GuestCapture:
     """A capture that runs in a guest; see `lab.backend.PacketCapture`."""
 
-    def __init__(self, process: GuestProcess, records: Path, deadline: Callable[[float], Deadline]) -> None:
+    def __init__(
+        self, machine: Machine, process: GuestProcess, records: str, deadline: Callable[[float], Deadline]
+    ) -> None:
+        self._machine = machine
         self._process = process
+        self._records = records
         self._deadline = deadline
-        self._stream = records.open("rb")
-        self._reader = watch.RecordReader(self._stream)
+        self._offset = 0
+        self._reader = watch.RecordReader()
         self._packets: list[CapturedPacket] = []
+        self._closed = False
         process.wait_for_line(watch.READY, deadline(20))
 
     def packets(self) -> list[CapturedPacket]:
@@ -89,7 +95,7 @@ class GuestCapture:
         Raises:
             LabTimeoutError: The guest does not answer.
         """
-        if not self._stream.closed:
+        if not self._closed:
             marks = self._reader.marks
             self._process.signal(signal.SIGUSR1)
             self._deadline(10).poll(lambda: self._read(marks), f"{self._process.name} to be complete")
@@ -97,7 +103,9 @@ class GuestCapture:
 
     def _read(self, marks: int) -> bool:
         ended = self._process.poll() is not None
-        self._packets += self._reader.packets()
+        data = self._machine.channel().read_file(self._records, self._offset)
+        self._offset += len(data)
+        self._packets += self._reader.feed(data)
         return ended or self._reader.marks > marks
 
     def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
@@ -117,11 +125,11 @@ class GuestCapture:
 
     def close(self) -> None:
         """Take what is there and stop."""
-        if not self._stream.closed:
-            with contextlib.suppress(LabTimeoutError):
+        if not self._closed:
+            with contextlib.suppress(LabError):
                 self.packets()
             self._process.kill()
-            self._stream.close()
+            self._closed = True
 
 
 class GuestBackend(NetnsBackend):
@@ -137,12 +145,61 @@ class GuestBackend(NetnsBackend):
         self._machines: dict[Node, Machine] = {}
         self._devices: dict[Node, VsockDevice] = {}
         self._security_module: GuestProcess | None = None
-        self._guest_processes: list[GuestProcess] = []
+        self._guest_processes: list[tuple[str, GuestProcess]] = []
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
         """Namespaces are needed here unless all are in a guest, and the pinned packages."""
         return unavailable() or (None if cls.moved else privilege.unavailable())
+
+    # -- staying up ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What `attach` needs, as JSON values."""
+        return {
+            **super().state(),
+            "enclave_cid": self.enclave_cid,
+            "machines": {node: machine.describe() for node, machine in self._machines.items()},
+            "devices": {node: device.describe() for node, device in self._devices.items()},
+            "guest_processes": [{"guest": guest, **process.describe()} for guest, process in self._guest_processes],
+        }
+
+    @classmethod
+    def attach(cls, state: Mapping[str, Any]) -> Self:
+        """The laboratory that another process has raised."""
+        backend = super().attach(state)
+        backend.adopt(state)
+        return backend
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Take over the guests and what runs in them."""
+        self.enclave_cid = state["enclave_cid"]
+        self._open_image()
+        for name, description in state["machines"].items():
+            node = Node(name)
+            self._place(node, self.enclave_cid if node is Node.ENCLAVE else NODE_CID)
+            self._machines[node].adopt(description)
+            self._devices[node].adopt(state["devices"][name])
+        self.scale = max(machine.scale for machine in self._machines.values())
+        for description in state["guest_processes"]:
+            process = GuestProcess(
+                description["name"],
+                self.directory / f"logs/{description['name']}.log",
+                self._machines[Node(description["guest"])].channel,
+                pid=description["pid"],
+                remote_log=description["remote_log"],
+                offset=description["offset"],
+            )
+            self._guest_processes.append((description["guest"], process))
+            if process.name == SECURITY_MODULE:
+                self._security_module = process
+
+    def process(self, name: str) -> LocalProcess | None:
+        """The newest process of a name that still runs."""
+        for _, process in reversed(self._guest_processes):
+            if process.name == name and process.poll() is None:
+                return process
+        return super().process(name)
 
     # -- up and down ---------------------------------------------------------------------------------------------------
 
@@ -150,8 +207,8 @@ class GuestBackend(NetnsBackend):
         """Raise the signer, the guests, the network in them and the tap."""
         for folder in ("logs", "nsm"):
             (self.directory / folder).mkdir(parents=True)
-        self._tools = Tools(unpack_group("host", read_lock(), cache_directory()))
-        self._image = build_image(target=self.directory)
+        build_image(target=self.directory)
+        self._open_image()
         signer = self._start_signer()
         self._boot()
         self._raise_nodes()
@@ -160,10 +217,15 @@ class GuestBackend(NetnsBackend):
         for process in (*starting, tap):
             process.wait_for_line("ready", self.deadline(20))
         self._read_signer(signer)
-        self.tap = TapControl(self.directory / "tap.sock", self.directory / "vsock.pcap")
-        self.nsm = NsmControl(f"{self.directory}/nsm/control.sock")
+        self._connect_controls()
 
-    def _start_signer(self) -> Any:
+    def _open_image(self) -> None:
+        """The tools and the files of `up`, which are all in their places."""
+        self._tools = Tools(unpack_group("host", read_lock(), cache_directory()))
+        base = build_base(cache_directory())
+        self._image = Image(base.kernel, (base.ramdisk, self.directory / APPLICATION_RAMDISK))
+
+    def _start_signer(self) -> LocalProcess:
         """With the measurements that an enclave image of these files has."""
         measured = measurements_json(measure(from_image(self._image)))
         path = self.directory / "measurements.json"
@@ -175,27 +237,31 @@ class GuestBackend(NetnsBackend):
 
     def _boot(self) -> None:
         """Start the guests together: they boot side by side."""
-        self._prepare(Node.ENCLAVE, self.enclave_cid)
+        self._start(Node.ENCLAVE, self.enclave_cid)
         if self.moved:
-            self._prepare(Node.NODE, NODE_CID)
-        for machine in self._machines.values():
-            machine.start()
+            self._start(Node.NODE, NODE_CID)
         for machine in self._machines.values():
             machine.wait_ready()
         self.scale = max(machine.scale for machine in self._machines.values())
 
-    def _prepare(self, node: Node, cid: Cid) -> None:
+    def _place(self, node: Node, cid: Cid) -> None:
         folder = self.directory / f"vm-{node}"
         device = VsockDevice(self._tools, cid, folder)
-        device.start(Deadline(10))
-        spec = MachineSpec(node, self._image, vsock=VhostUserVsock(device.vhost))
         self._devices[node] = device
-        self._machines[node] = Machine(spec, self._tools, folder)
+        self._machines[node] = Machine(
+            MachineSpec(node, self._image, vsock=VhostUserVsock(device.vhost)), self._tools, folder
+        )
+
+    def _start(self, node: Node, cid: Cid) -> None:
+        """Start a guest with its vsock device; the enclave's security module is reached through it."""
+        self._place(node, cid)
+        device = self._devices[node]
+        device.start(Deadline(10))
         if node is Node.ENCLAVE:
-            signer = self.directory / "nsm/enclave.sock"
-            signer_port = folder / f"{device.hybrid.name}_{SIGNER_PORT}"
+            signer_port = Path(f"{device.hybrid}_{SIGNER_PORT}")
             signer_port.unlink(missing_ok=True)
-            signer_port.symlink_to(signer)
+            signer_port.symlink_to(self.directory / "nsm/enclave.sock")
+        self._machines[node].start()
 
     def reboot_enclave(self, *, cid: Cid | None = None, image: Image | None = None) -> None:
         """Cut the enclave guest's power and boot it again, with another CID or image if wanted."""
@@ -204,8 +270,7 @@ class GuestBackend(NetnsBackend):
         self._security_module = None
         self.enclave_cid = cid or self.enclave_cid
         self._image = image or self._image
-        self._prepare(Node.ENCLAVE, self.enclave_cid)
-        self._machines[Node.ENCLAVE].start()
+        self._start(Node.ENCLAVE, self.enclave_cid)
         self._machines[Node.ENCLAVE].wait_ready()
 
     def _raise_nodes(self) -> None:
@@ -229,9 +294,9 @@ class GuestBackend(NetnsBackend):
         machine.run(["cp", "-a", "/etc", f"{folder}/etc"]).check()
         machine.run(["mkdir", "-p", f"{folder}/run/netns"]).check()
         resolver = f"nameserver {self.topology.external4}\n" if node in {Node.POD, Node.EXTERNAL} else ""
-        machine.channel.write_file(f"{folder}/etc/resolv.conf", resolver.encode())
+        machine.channel().write_file(f"{folder}/etc/resolv.conf", resolver.encode())
 
-    def _start_tap(self) -> Any:
+    def _start_tap(self) -> LocalProcess:
         routes = [TapRoute(port, self._relay_side(port), self._enclave_side(port)) for port in PORTS]
         argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", str(self.directory / "tap.sock")]
         return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
@@ -254,11 +319,13 @@ class GuestBackend(NetnsBackend):
 
     def leftovers(self) -> list[str]:
         """Also the guests' processes."""
-        guests = [machine for machine in self._machines.values() if machine.pid is not None]
-        return [f"process {machine.pid} (QEMU {machine.spec.name})" for machine in guests] + super().leftovers()
+        guests = [machine.spec.name for machine in self._machines.values() if machine.exit_code() is None]
+        return [f"the guest {name}" for name in guests] + super().leftovers()
 
     def keep_artifacts(self, folder: Path) -> None:
         """Also the guests' consoles."""
+        for _, process in self._guest_processes:
+            process.output()
         super().keep_artifacts(folder)
         for node, machine in self._machines.items():
             for name in ("console.log", "verdict", "qemu.log"):
@@ -272,12 +339,17 @@ class GuestBackend(NetnsBackend):
         return self._machines.get(Node.NODE if node in self.moved else node)
 
     def enter(self, node: Node) -> list[str]:
-        """What to put in front of a command, where the node is."""
+        """What to put in front of a command of this machine that is to run in a node."""
+        machine = self.machine_of(node)
+        if machine is None:
+            return super().enter(node)
+        shell = [sys.executable, "-m", "lab.qemu.shell", str(machine.directory / SHELL_SOCKET), "--"]
+        return [*shell, *self._enter_in_guest(node)]
+
+    def _enter_in_guest(self, node: Node) -> list[str]:
         if node is Node.ENCLAVE:
             return []
-        if node in self.moved:
-            return build.enter(self.prefix, node, f"{_GUEST_DIRECTORY}/{node}")
-        return super().enter(node)
+        return build.enter(self.prefix, node, f"{_GUEST_DIRECTORY}/{node}")
 
     def run(
         self, node: Node, argv: Sequence[str], *, stdin: bytes = b"", deadline: Deadline | None = None
@@ -286,16 +358,23 @@ class GuestBackend(NetnsBackend):
         machine = self.machine_of(node)
         if machine is None:
             return super().run(node, argv, stdin=stdin, deadline=deadline)
-        return machine.run([*self.enter(node), *in_guest(argv)], stdin=stdin, deadline=deadline or self.deadline(10))
+        command = [*self._enter_in_guest(node), *in_guest(argv)]
+        return machine.run(command, stdin=stdin, deadline=deadline or self.deadline(10))
 
-    def spawn(self, node: Node, argv: Sequence[str], *, name: str, **options: Any) -> Any:
-        """Start a command in a node."""
+    def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
+        """Start a command in a node.
+
+        Raises:
+            LabError: A command of a guest cannot be told things while it runs.
+        """
         machine = self.machine_of(node)
         if machine is None:
-            return super().spawn(node, argv, name=name, **options)
+            return super().spawn(node, argv, name=name, stdin=stdin)
+        if stdin:
+            raise LabError(f"{name} cannot have a standard input", why="it runs in a guest")
         log = self.directory / f"logs/{name}.log"
-        process = machine.spawn([*self.enter(node), *in_guest(argv)], name=name, log=log, **options)
-        self._guest_processes.append(process)
+        process = machine.spawn([*self._enter_in_guest(node), *in_guest(argv)], name=name, log=log)
+        self._guest_processes.append((machine.spec.name, process))
         return process
 
     # -- Relay and Enclave ---------------------------------------------------------------------------------------------
@@ -329,12 +408,12 @@ class GuestBackend(NetnsBackend):
 
     def start_relay(
         self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
-    ) -> Any:
+    ) -> LocalProcess:
         """Start the production Relay in the pod."""
         if (machine := self.machine_of(Node.POD)) is None:
             return super().start_relay(config, timings=timings)
         path = f"{_GUEST_DIRECTORY}/relay.toml"
-        machine.channel.write_file(path, self._toml(config if config is not None else self.relay_config(), "relay"))
+        machine.channel().write_file(path, self._toml(config if config is not None else self.relay_config(), "relay"))
         if timings:
             argv = [PYTHON, "-m", "lab.relay_agent", "--config", path, "--timings", json.dumps(timings)]
         else:
@@ -343,7 +422,7 @@ class GuestBackend(NetnsBackend):
 
     def start_enclave(
         self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
-    ) -> Any:
+    ) -> LocalProcess:
         """Start the production Enclave with /dev/nsm, and its application, as after a boot.
 
         The module's registers are what a boot leaves: the daemon behind /dev/nsm is started anew.
@@ -357,7 +436,9 @@ class GuestBackend(NetnsBackend):
         machine = self._machines[Node.ENCLAVE]
         self._start_security_module()
         path = f"{_GUEST_DIRECTORY}/enclave.toml"
-        machine.channel.write_file(path, self._toml(config if config is not None else self.enclave_config(), "enclave"))
+        machine.channel().write_file(
+            path, self._toml(config if config is not None else self.enclave_config(), "enclave")
+        )
         argv = [PYTHON, "-m", "lab.qemu.production", _ENTROPY_LOG, "enclave", "run", "--config", path, "--"]
         return self.spawn(Node.ENCLAVE, [*argv, *self.server_argv(self.topology.application)], name="enclave")
 
@@ -367,8 +448,9 @@ class GuestBackend(NetnsBackend):
             self._security_module.kill()
             self.deadline(10).poll(lambda: not self._has_security_module(), "/dev/nsm to go")
         machine.run(["modprobe", "cuse"]).check()
-        log = self.directory / "logs/cuse.log"
-        self._security_module = machine.spawn([PYTHON, "-m", "lab.cuse.nsm"], name="cuse", log=log)
+        log = self.directory / f"logs/{SECURITY_MODULE}.log"
+        self._security_module = machine.spawn([PYTHON, "-m", "lab.cuse.nsm"], name=SECURITY_MODULE, log=log)
+        self._guest_processes.append((Node.ENCLAVE, self._security_module))
         self.deadline(10).poll(self._has_security_module, "/dev/nsm")
 
     def _has_security_module(self) -> bool:
@@ -384,7 +466,7 @@ class GuestBackend(NetnsBackend):
     def entropy_log(self) -> Path:
         """The enclave's record of its entropy, fetched from the guest."""
         path = super().entropy_log
-        path.write_bytes(self._machines[Node.ENCLAVE].channel.read_file(_ENTROPY_LOG))
+        path.write_bytes(self._machines[Node.ENCLAVE].channel().read_file(_ENTROPY_LOG))
         return path
 
     # -- watching ------------------------------------------------------------------------------------------------------
@@ -395,11 +477,11 @@ class GuestBackend(NetnsBackend):
         if (machine := self.machine_of(node)) is None:
             return super().capture(point)
         number = len(self._captures)
-        records = self.directory / f"capture-{number}"
+        records = f"{_GUEST_DIRECTORY}/capture-{number}"
         log = self.directory / f"logs/capture-{number}.log"
-        argv = [*self.enter(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
+        argv = [*self._enter_in_guest(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
         process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
-        capture = GuestCapture(process, records, self.deadline)
+        capture = GuestCapture(machine, process, records, self.deadline)
         self._captures.append(capture)  # type: ignore[arg-type]
         return capture
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import itertools
 import json
 import queue
+import random
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from lab.backend import Completed
 from lab.deadline import Deadline
 from lab.errors import LabTimeoutError
-from lab.process import LoggedProcess
+from lab.process import LocalProcess
 from lab.qemu.errors import GuestError
 
-_KILL_PATIENCE: Final = 30.0  # seconds until a killed command must be gone, however slow its processor is
+_PATIENCE: Final = 60.0
+"""Seconds for an answer that takes the agent no time, on the slowest of guests."""
+
+Answers = queue.SimpleQueue[dict[str, Any]]
 
 
 class Channel:
@@ -34,9 +37,11 @@ class Channel:
     def __init__(self, sock: socket.socket, name: str) -> None:
         self.name = name
         self._sock = sock
-        self._ids = itertools.count(1)
+        # Where an earlier host left off an answer may still be under way: its number must not be one of ours.
+        self._last = random.getrandbits(40)
         self._sending = threading.Lock()
-        self._answers: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
+        self._answers: dict[int, Answers] = {}
+        self._send(b"\n")  # ends whatever an earlier host left half-written
         self._reader = threading.Thread(target=self._read_answers, name=f"channel {name}", daemon=True)
         self._reader.start()
 
@@ -54,44 +59,58 @@ class Channel:
             LabTimeoutError: It did not end in time; it was killed.
             GuestError: The guest is gone, or could not start the command.
         """
-        request, answers = self._request(
-            "start", argv=list(argv), stdin=_encode(stdin), environment=dict(environment or {})
-        )
-        pid = int(self._next(answers, deadline, "start a command")["pid"])
         output = {"stdout": b"", "stderr": b""}
-        try:
-            while (answer := self._next(answers, deadline, f"end {' '.join(argv)}"))["event"] != "exit":
-                output[answer["event"]] += base64.b64decode(answer["data"])
-        except LabTimeoutError:
-            self.signal(pid, signal.SIGKILL, group=True)
-            raise
-        finally:
-            self._answers.pop(request, None)
-        return Completed(tuple(argv), int(answer["code"]), output["stdout"], output["stderr"])
+
+        def collect(stream: str, data: bytes) -> None:
+            output[stream] += data
+
+        request = {"argv": list(argv), "stdin": _encode(stdin), "environment": dict(environment or {})}
+        with self._request("run", **request) as answers:
+            code = self._follow(answers, deadline, f"end {' '.join(argv)}", collect)
+        return Completed(tuple(argv), code, output["stdout"], output["stderr"])
+
+    def interact(
+        self, argv: Sequence[str], output: Callable[[str, bytes], None], started: Callable[[int], None]
+    ) -> int:
+        """Run a command with a terminal until it ends, and return its exit code.
+
+        Args:
+            argv: The command.
+            output: Called with what it writes.
+            started: Called with its pid, for `feed` from another thread.
+        """
+        with self._request("run", argv=list(argv), terminal=True, environment={"TERM": "linux"}) as answers:
+            return self._follow(answers, None, "run a shell", output, started)
+
+    def feed(self, pid: int, data: bytes) -> None:
+        """Type something at the terminal of `interact`."""
+        with self._request("input", pid=pid, data=_encode(data)):
+            pass
 
     def spawn(
         self,
         argv: Sequence[str],
         *,
-        name: str,
-        log: Path,
-        stdout: Path | None = None,
-        deadline: Deadline,
+        stdout: str,
+        stderr: str,
         environment: Mapping[str, str] | None = None,
-    ) -> GuestProcess:
-        """Start a command and leave it running; its output is appended to `log`, or its standard output to `stdout`.
+    ) -> int:
+        """Start a command and leave it running, its output appended to files of the guest; returns its pid.
 
         Raises:
             GuestError: The guest is gone, or could not start the command.
         """
-        _, answers = self._request("start", argv=list(argv), environment=dict(environment or {}))
-        pid = int(self._next(answers, deadline, f"start {name}")["pid"])
-        return GuestProcess(self, answers, pid, name=name, log=log, stdout=stdout)
+        request = {"argv": list(argv), "stdout": stdout, "stderr": stderr, "environment": dict(environment or {})}
+        return int(self._ask(f"start {' '.join(argv)}", "spawn", **request)["pid"])
+
+    def poll(self, pid: int) -> int | None:
+        """The exit code of a spawned command, negative for a signal, or None while it runs."""
+        code: int | None = self._ask("say how a command is", "poll", pid=pid)["code"]
+        return code
 
     def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
         """Signal a command that this channel has started; nothing when it has ended."""
-        request, answers = self._request("signal", pid=pid, signal=int(signum), group=group)
-        self._finish(request, answers, "signal a command")
+        self._ask("signal a command", "signal", pid=pid, signal=int(signum), group=group)
 
     def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Put a file into the guest, with its parents.
@@ -99,26 +118,22 @@ class Channel:
         Raises:
             GuestError: The guest is gone or refused.
         """
-        request, answers = self._request("write", path=path, data=_encode(data), mode=mode)
-        self._finish(request, answers, f"write {path}")
+        self._ask(f"write {path}", "write", path=path, data=_encode(data), mode=mode)
 
-    def read_file(self, path: str) -> bytes:
-        """A file's content.
+    def read_file(self, path: str, offset: int = 0) -> bytes:
+        """A file's content from some byte on.
 
         Raises:
             GuestError: The guest is gone or has no such file.
         """
-        request, answers = self._request("read", path=path)
-        return base64.b64decode(self._finish(request, answers, f"read {path}")["data"])
+        content = b""
+        while piece := self._ask(f"read {path}", "read", path=path, offset=offset + len(content))["data"]:
+            content += base64.b64decode(piece)
+        return content
 
     def set_clock(self, now: float) -> None:
         """Set the guest's wall clock, Unix time in seconds: at boot it has whole seconds only."""
-        request, answers = self._request("clock", time=now)
-        self._finish(request, answers, "set its clock")
-
-    def power_off(self) -> None:
-        """Ask the guest to end."""
-        self._request("poweroff")
+        self._ask("set its clock", "clock", time=now)
 
     def close(self) -> None:
         """Hang up; idempotent."""
@@ -127,100 +142,132 @@ class Channel:
         self._reader.join()
         self._sock.close()
 
-    def _request(self, operation: str, **fields: Any) -> tuple[int, queue.SimpleQueue[dict[str, Any]]]:
-        number = next(self._ids)
-        answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    @contextlib.contextmanager
+    def _request(self, operation: str, **fields: Any) -> Any:
+        """Send a request; the answers to it come to the queue."""
+        answers: Answers = queue.SimpleQueue()
+        with self._sending:
+            self._last += 1
+            number = self._last
         self._answers[number] = answers
-        line = json.dumps({"id": number, "op": operation, **fields}).encode() + b"\n"
+        try:
+            self._send(json.dumps({"id": number, "op": operation, **fields}).encode() + b"\n")
+            yield answers
+        finally:
+            del self._answers[number]
+
+    def _send(self, line: bytes) -> None:
         try:
             with self._sending:
                 self._sock.sendall(line)
         except OSError as error:
             raise GuestError(f"cannot reach the guest {self.name}", why=str(error)) from None
-        return number, answers
 
-    def _finish(self, request: int, answers: queue.SimpleQueue[dict[str, Any]], what: str) -> dict[str, Any]:
-        try:
-            return self._next(answers, Deadline(60), what)
-        finally:
-            self._answers.pop(request, None)
+    def _ask(self, what: str, operation: str, **fields: Any) -> dict[str, Any]:
+        with self._request(operation, **fields) as answers:
+            return self._next(answers, Deadline(_PATIENCE), what)
 
-    def _next(self, answers: queue.SimpleQueue[dict[str, Any]], deadline: Deadline, what: str) -> dict[str, Any]:
+    def _follow(
+        self,
+        answers: Answers,
+        deadline: Deadline | None,
+        what: str,
+        output: Callable[[str, bytes], None],
+        started: Callable[[int], None] | None = None,
+    ) -> int:
+        pid = 0
         try:
-            answer = answers.get(timeout=max(deadline.remaining, 0.001))
+            while True:
+                answer = self._next(answers, deadline, what)
+                match answer["event"]:
+                    case "started":
+                        pid = answer["pid"]
+                        if started is not None:
+                            started(pid)
+                    case "output":
+                        output(answer["stream"], base64.b64decode(answer["data"]))
+                    case "exit":
+                        return int(answer["code"])
+        except LabTimeoutError:
+            if pid:
+                self.signal(pid, signal.SIGKILL, group=True)
+            raise
+
+    def _next(self, answers: Answers, deadline: Deadline | None, what: str) -> dict[str, Any]:
+        try:
+            answer = answers.get(timeout=None if deadline is None else max(deadline.remaining, 0.001))
         except queue.Empty:
+            waited = deadline.seconds if deadline is not None else 0.0
             raise LabTimeoutError(
-                f"waited {deadline.seconds:.1f} s for the guest {self.name} to {what}", why="it did not happen"
+                f"waited {waited:.1f} s for the guest {self.name} to {what}", why="it did not happen"
             ) from None
         if answer["event"] == "error":
             raise GuestError(f"the guest {self.name} could not {what}", why=answer["message"])
         return answer
 
     def _read_answers(self) -> None:
-        with self._sock.makefile("rb") as stream:
-            try:
-                for line in stream:
+        with self._sock.makefile("rb") as stream, contextlib.suppress(OSError):
+            for line in stream:
+                with contextlib.suppress(ValueError):  # the end of what an earlier host was being told
                     answer = json.loads(line)
                     if (answers := self._answers.get(answer["id"])) is not None:
                         answers.put(answer)
-            except (OSError, ValueError):
-                pass  # torn down in the middle of a line
         for answers in list(self._answers.values()):
             answers.put({"event": "error", "message": "the guest is gone"})
 
 
-class GuestProcess(LoggedProcess):
-    """A command that runs on in a guest; see `lab.backend.Process`.
+class GuestProcess(LocalProcess):
+    """A command that runs on in a guest; see `lab.backend.Process`. It outlives the connection to its guest.
 
-    A thread of its own writes the output to the log as it comes.
+    Its output is a file of the guest; `output` brings the log on this machine up to date.
+
+    Args:
+        name: For messages.
+        log: On this machine.
+        channel: To the guest; asked for at each use, as it can be opened anew.
+        pid: In the guest.
+        remote_log: The file in the guest.
+        offset: Where its output begins in the log of this machine, in bytes.
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        answers: queue.SimpleQueue[dict[str, Any]],
-        pid: int,
-        *,
-        name: str,
-        log: Path,
-        stdout: Path | None,
+        self, name: str, log: Path, channel: Callable[[], Channel], *, pid: int, remote_log: str, offset: int = 0
     ) -> None:
-        super().__init__(name, log)
-        self.pid = pid
+        super().__init__(name, log, pid=pid, started="", offset=offset)
         self._channel = channel
+        self._remote_log = remote_log
         self._code: int | None = None
-        self._ended = threading.Event()
-        files = {"stderr": log.open("ab", buffering=0), "stdout": (stdout or log).open("ab", buffering=0)}
-        thread = threading.Thread(target=self._collect, args=(answers, files), name=f"output of {name}", daemon=True)
-        thread.start()
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or None while it runs."""
+        """Its exit code, negative for a signal, or None while it runs; SIGKILL's where the guest is gone."""
+        if self._code is None:
+            try:
+                self._code = self._channel().poll(self.pid)
+            except GuestError:
+                self._code = -signal.SIGKILL
         return self._code
 
     def signal(self, signum: int) -> None:
         """Send a signal to the command; nothing when it has ended."""
-        if self._code is None:
-            self._channel.signal(self.pid, signum)
+        if self.poll() is None:
+            self._channel().signal(self.pid, signum)
 
     def kill(self) -> None:
         """SIGKILL for the command and its process group, and wait until it is gone; idempotent."""
-        if self._code is None:
+        if self.poll() is None:
             with contextlib.suppress(GuestError):  # it went with its guest
-                self._channel.signal(self.pid, signal.SIGKILL, group=True)
-                self._ended.wait(_KILL_PATIENCE)
+                self._channel().signal(self.pid, signal.SIGKILL, group=True)
+            self.wait(Deadline(_PATIENCE))
 
-    def _collect(self, answers: queue.SimpleQueue[dict[str, Any]], files: Mapping[str, BinaryIO]) -> None:
-        while True:
-            answer = answers.get()
-            if answer["event"] in files:
-                files[answer["event"]].write(base64.b64decode(answer["data"]))
-                continue
-            self._code = int(answer["code"]) if answer["event"] == "exit" else -signal.SIGKILL
-            break
-        for file in files.values():
-            file.close()
-        self._ended.set()
+    def output(self) -> str:
+        """What it has written since it was started."""
+        with self.log.open("ab") as log, contextlib.suppress(GuestError):
+            log.write(self._channel().read_file(self._remote_log, log.tell() - self._offset))
+        return super().output()
+
+    def describe(self) -> dict[str, Any]:
+        """What is needed to find it again."""
+        return {"name": self.name, "pid": self.pid, "remote_log": self._remote_log, "offset": self._offset}
 
 
 def _encode(data: bytes) -> str:

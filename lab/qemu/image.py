@@ -27,6 +27,8 @@ from lab.qemu.packages import Lock, cache_directory, read_lock, unpack_group, un
 APPLICATION_ROOT: Final = "opt/wgvsock"
 """Where `wgvsock` and `lab` are in the guest."""
 
+APPLICATION_RAMDISK: Final = "application.cpio"
+
 PYTHON: Final = "/usr/bin/python3"
 
 COMMAND_LINE: Final = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t"
@@ -105,7 +107,7 @@ def build(application: Mapping[str, Entry] | None = None, *, target: Path, cache
         ImageError: The packages do not hold what the image needs.
     """
     base = build_base(cache or cache_directory())
-    ramdisk = target / "application.cpio"
+    ramdisk = target / APPLICATION_RAMDISK
     ramdisk.write_bytes(cpio.pack({**application_tree(), **(application or {})}))
     return Image(base.kernel, (base.ramdisk, ramdisk))
 

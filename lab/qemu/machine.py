@@ -7,20 +7,21 @@ q35 without defaults and an uncompressed kernel boot as quickly as microvm and d
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from lab.backend import Completed
 from lab.deadline import Deadline
-from lab.qemu.agent import PORT_NAME, calibrate
+from lab.process import LocalProcess
+from lab.qemu.agent import PORT_NAME, SHELL_PORT_NAME, calibrate
 from lab.qemu.channel import Channel, GuestProcess
 from lab.qemu.errors import GuestError, GuestOopsError
 from lab.qemu.image import Image, private_loader
@@ -30,6 +31,10 @@ T = TypeVar("T")
 
 BOOT_DEADLINE: Final = 120.0
 """Seconds from QEMU's start to the guest's verdict; idle it takes 4, on a busy machine 16, nested 135."""
+
+AGENT_SOCKET: Final = "agent.sock"
+SHELL_SOCKET: Final = "shell.sock"
+GUEST_LOGS: Final = "/run/log"
 
 _TX_BUFFER_SIZE: Final = 32768
 """Bytes of one packet from a 6.12 guest; vhost-device-vsock stalls when its buffer is smaller."""
@@ -120,8 +125,11 @@ def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
         *("-M", "q35,memory-backend=mem0", "-object", f"memory-backend-memfd,id=mem0,size={size},share=on"),
         *("-m", size, "-smp", str(spec.cpus), "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"),
         *("-serial", f"file:{directory / 'console.log'}", "-serial", f"file:{directory / 'verdict'}"),
-        *("-chardev", f"socket,id=agent,path={directory / 'agent.sock'},server=on,wait=off"),
-        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=agent,path={directory / AGENT_SOCKET},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+        *("-chardev", f"socket,id=shell,path={directory / SHELL_SOCKET},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=shell,name={SHELL_PORT_NAME}"),
         *("-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off"),
         *("-kernel", str(spec.image.kernel), "-initrd", str(directory / "initrd"), "-append", spec.image.command_line),
         *devices,
@@ -154,25 +162,9 @@ class Machine:
         self.scale = 1.0
         self.boot_seconds = 0.0
         self._tools = tools
-        self._qemu: subprocess.Popen[bytes] | None = None
+        self._qemu: LocalProcess | None = None
         self._channel: Channel | None = None
-        self._qmp: Qmp | None = None
-
-    @property
-    def channel(self) -> Channel:
-        """The way to run things in the guest.
-
-        Raises:
-            GuestError: It is not up.
-        """
-        if self._channel is None:
-            raise GuestError(f"the guest {self.spec.name} is not up")
-        return self._channel
-
-    @property
-    def pid(self) -> int | None:
-        """QEMU's process identifier while it runs."""
-        return self._qemu.pid if self._qemu is not None and self._qemu.poll() is None else None
+        self._spawned = 0
 
     def start(self) -> None:
         """Start QEMU; returns before the guest has booted."""
@@ -183,13 +175,21 @@ class Machine:
                     shutil.copyfileobj(part, initrd)
         (self.directory / "verdict").unlink(missing_ok=True)
         command = [*self._tools.qemu(), *qemu_arguments(self.spec, self.directory)]
-        with (self.directory / "qemu.log").open("ab") as log:
-            self._qemu = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        self._qemu = LocalProcess.start(f"QEMU {self.spec.name}", command, log=self.directory / "qemu.log")
+
+    def describe(self) -> dict[str, Any]:
+        """What `adopt` needs, as JSON values."""
+        qemu = self._qemu.describe() if self._qemu is not None else None
+        return {"qemu": qemu, "scale": self.scale, "spawned": self._spawned}
+
+    def adopt(self, description: Mapping[str, Any]) -> None:
+        """Take over the machine that another process of ours has started in this folder."""
+        self._qemu = LocalProcess.adopt(description["qemu"]) if description["qemu"] else None
+        self.scale = description["scale"]
+        self._spawned = description["spawned"]
 
     def wait_ready(self, deadline: Deadline | None = None) -> None:
-        """Until the guest's agent has said ``ready``; then its channel is open and its speed is known.
+        """Until the guest's agent has said ``ready``; then its speed is known and its clock is right.
 
         Raises:
             GuestOopsError: The guest's kernel failed.
@@ -203,9 +203,20 @@ class Machine:
             raise self._failure(" ".join(words))
         self.boot_seconds = total - deadline.remaining
         self.scale = max(1.0, float(words[2]) / calibrate())
-        sock = self._watch(deadline, lambda: _connected(self.directory / "agent.sock"), "its channel")
-        self._channel = Channel(sock, self.spec.name)
-        self._channel.set_clock(time.time())
+        self.channel().set_clock(time.time())
+
+    def channel(self) -> Channel:
+        """The way to run things in the guest, opened at the first use.
+
+        Raises:
+            GuestError: It is not up.
+        """
+        if self._channel is None:
+            if self.exit_code() is not None:
+                raise GuestError(f"the guest {self.spec.name} is not up")
+            sock = self._watch(Deadline(10), lambda: connected(self.directory / AGENT_SOCKET), "its channel")
+            self._channel = Channel(sock, self.spec.name)
+        return self._channel
 
     def run(self, argv: Sequence[str], *, deadline: Deadline | None = None, stdin: bytes = b"") -> Completed:
         """Run a command in the guest to its end; the default deadline is 10 s of the guest's time.
@@ -215,7 +226,7 @@ class Machine:
             LabError: It did not end, or the guest is gone.
         """
         try:
-            return self.channel.run(argv, deadline=deadline or Deadline(10, scale=self.scale), stdin=stdin)
+            return self.channel().run(argv, deadline=deadline or Deadline(10, scale=self.scale), stdin=stdin)
         finally:
             self.check()
 
@@ -225,12 +236,23 @@ class Machine:
         *,
         name: str,
         log: Path,
-        stdout: Path | None = None,
+        stdout: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> GuestProcess:
-        """Start a command in the guest and leave it running."""
-        deadline = Deadline(10, scale=self.scale)
-        return self.channel.spawn(argv, name=name, log=log, stdout=stdout, deadline=deadline, environment=environment)
+        """Start a command in the guest and leave it running.
+
+        Args:
+            argv: The command.
+            name: For messages.
+            log: Where its output is wanted on this machine.
+            stdout: A file of the guest for its standard output alone.
+            environment: Added to the guest's.
+        """
+        self._spawned += 1
+        remote_log = f"{GUEST_LOGS}/{self._spawned}-{name.replace(' ', '-')}.log"
+        pid = self.channel().spawn(argv, stdout=stdout or remote_log, stderr=remote_log, environment=environment)
+        offset = log.stat().st_size if log.exists() else 0
+        return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset)
 
     def check(self) -> None:
         """Nothing while the guest is well.
@@ -255,27 +277,37 @@ class Machine:
         done = subprocess.run([*self._tools.qemu(), "--version"], capture_output=True, text=True, check=False)
         return done.stdout.partition("version ")[2].split("\n", maxsplit=1)[0].strip()
 
-    def qmp(self) -> Qmp:
-        """QEMU's control session."""
-        if self._qmp is None:
-            deadline = Deadline(10)
-            self._qmp = Qmp(deadline.poll(lambda: _connected(self.directory / "qmp.sock"), "QEMU's control socket"))
-        return self._qmp
+    @contextlib.contextmanager
+    def qmp(self) -> Iterator[Qmp]:
+        """A session with QEMU's control socket."""
+        deadline = Deadline(10)
+        session = Qmp(deadline.poll(lambda: connected(self.directory / "qmp.sock"), "QEMU's control socket"))
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def pause(self) -> None:
+        """Stop the processor: the guest, its clock and its vsock stand still."""
+        with self.qmp() as session:
+            session.execute("stop")
+
+    def resume(self) -> None:
+        """Let a paused guest go on."""
+        with self.qmp() as session:
+            session.execute("cont")
 
     def exit_code(self) -> int | None:
-        """What QEMU ended with, or None while it runs."""
-        return self._qemu.poll() if self._qemu is not None else None
+        """What QEMU ended with, or None while it runs; -1 when it was never started."""
+        return self._qemu.poll() if self._qemu is not None else -1
 
     def kill(self) -> None:
         """End the machine as a power cut does; idempotent."""
-        if self._qemu is not None and self._qemu.poll() is None:
-            self._qemu.kill()
         if self._qemu is not None:
-            self._qemu.wait()
-        for session in (self._channel, self._qmp):
-            if session is not None:
-                session.close()
-        self._channel = self._qmp = None
+            self._qemu.kill()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
 
     def _verdict_words(self) -> list[str] | None:
         path = self.directory / "verdict"
@@ -295,8 +327,7 @@ class Machine:
         return deadline.poll(look_and_check, what)
 
     def _failure(self, why: str) -> GuestError:
-        log = self.directory / "qemu.log"
-        emulator = log.read_text(errors="replace").strip() if log.exists() else ""
+        emulator = self._qemu.output().strip() if self._qemu is not None else ""
         tail = "\n".join(filter(None, (why, emulator, self.console()[-_CONSOLE_TAIL:])))
         return GuestError(f"the guest {self.spec.name} failed", why=tail)
 
@@ -315,7 +346,7 @@ class VsockDevice:
         self.vhost = directory / "vhost.sock"
         self._tools = tools
         self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: LocalProcess | None = None
 
     @property
     def hybrid(self) -> Path:
@@ -332,35 +363,35 @@ class VsockDevice:
         for path in (self.hybrid, self.vhost):
             path.unlink(missing_ok=True)
         command = self._tools.vhost_device_vsock(self.cid, hybrid=self.hybrid, vhost=self.vhost)
-        log_path = self._directory / "vsock.log"
-        with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "RUST_LOG": "warn"},
-            )
-        process = self._process
+        log = self._directory / "vsock.log"
+        process = LocalProcess.start("vhost-device-vsock", command, log=log, environment={"RUST_LOG": "warn"})
+        self._process = process
 
         def look() -> bool:
             if process.poll() is not None:
-                raise GuestError("the vsock device ended", why=log_path.read_text(errors="replace").strip()[-500:])
+                raise GuestError("the vsock device ended", why=process.output().strip()[-500:])
             return self.vhost.exists()
 
         deadline.poll(look, "the vsock device's socket")
+
+    def describe(self) -> dict[str, Any] | None:
+        """What `adopt` needs, as JSON values."""
+        return self._process.describe() if self._process is not None else None
+
+    def adopt(self, description: Mapping[str, Any] | None) -> None:
+        """Take over the process that another process of ours has started."""
+        self._process = LocalProcess.adopt(description) if description else None
 
     def stop(self) -> None:
         """End it; idempotent."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
         for path in (self.hybrid, self.vhost):
             path.unlink(missing_ok=True)
 
 
-def _connected(path: Path) -> socket.socket | None:
+def connected(path: Path) -> socket.socket | None:
+    """A socket that is connected to a path, or None while nobody listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(str(path))

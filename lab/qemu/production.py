@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-from lab.enclave_agent import EntropyLog
+
+def recorded(stream: BinaryIO, source: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """The source of entropy, with each draw that can be a private key written down in hex, one a line."""
+
+    def draw(size: int) -> bytes:
+        drawn = source(size)
+        if size == 32:
+            stream.write(drawn.hex().encode() + b"\n")
+        return drawn
+
+    return draw
 
 
 def main(argv: list[str]) -> int:
     """Run the command line behind the log's path."""
-    with Path(argv[0]).open("wb", buffering=0) as stream:
-        os.urandom = EntropyLog(stream, os.urandom)
+    with Path(argv[0]).open("ab", buffering=0) as stream:
+        os.urandom = recorded(stream, os.urandom)
         from wgvsock.cli import main as command  # only now, as modules take os.urandom for a default argument
 
         sys.argv = ["wgvsock", *argv[1:]]

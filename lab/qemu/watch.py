@@ -1,4 +1,4 @@
-"""A capture in a guest: ``python3 watch.py IFACE`` writes every packet that passes to its standard output.
+"""A capture in a guest: ``python3 watch.py IFACE`` appends every packet that passes to its standard output.
 
 Each record is `RECORD` and the packet's bytes. SIGUSR1 asks for a mark: a record without a packet, written once
 everything that had passed before the signal has been. Standard library alone.
@@ -32,20 +32,19 @@ def pack_record(packet: CapturedPacket) -> bytes:
 
 
 class RecordReader:
-    """Reads a growing file of records.
+    """Reads records that come in pieces.
 
-    Args:
-        stream: The file, opened for reading.
+    Attributes:
+        marks: How many marks have come.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self) -> None:
         self.marks = 0
-        self._stream = stream
         self._buffer = b""
 
-    def packets(self) -> list[CapturedPacket]:
-        """The packets whose records were completed since the last call; marks are counted."""
-        self._buffer += self._stream.read()
+    def feed(self, data: bytes) -> list[CapturedPacket]:
+        """The packets whose records are complete with this piece; marks are counted."""
+        self._buffer += data
         found = []
         offset = 0
         while len(self._buffer) - offset >= RECORD.size:

@@ -44,7 +44,7 @@ class Caller:
                 return self._finish(answer[32:], write)
             pieces = [struct.unpack_from("=QQ", answer, 32 + 16 * at) for at in range(reads + writes)]
             data = b"".join(bytes(self.memory[at : at + length]) for at, length in pieces[:reads])
-            write = pieces[reads:]  # type: ignore[assignment]
+            write = pieces[reads:]
             out_size = sum(length for _, length in write)
 
     def _finish(self, out: bytes, write: list[tuple[int, int]]) -> bytes:

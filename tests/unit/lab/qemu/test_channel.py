@@ -15,16 +15,16 @@ import pytest
 from lab.deadline import Deadline
 from lab.errors import LabTimeoutError
 from lab.qemu import agent
-from lab.qemu.channel import Channel
+from lab.qemu.channel import Channel, GuestProcess
 from lab.qemu.errors import GuestError
 
 SERVE = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from lab.qemu.agent import Agent
+from lab.qemu.agent import Agent, Port
 import os
 os.set_blocking(int(sys.argv[1]), False)
-Agent(int(sys.argv[1]), lambda pid, code: None).serve()
+Agent([Port(int(sys.argv[1]))], lambda pid, code: None).serve()
 """
 
 
@@ -82,26 +82,45 @@ def test_environment_is_added(channel: Channel) -> None:
     assert done.stdout == b"word\n"
 
 
+def spawn(channel: Channel, folder: Path, script: str, *, name: str = "spawned") -> GuestProcess:
+    remote = folder / f"remote/{name}.log"
+    pid = channel.spawn(["sh", "-c", script], stdout=str(remote), stderr=str(remote))
+    return GuestProcess(name, folder / "log", lambda: channel, pid=pid, remote_log=str(remote))
+
+
 def test_a_spawned_command_logs_ends_and_is_signalled(channel: Channel, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    script = "trap 'echo told; exit 7' TERM; echo ready; while :; do sleep 0.01; done"
-    process = channel.spawn(["sh", "-c", script], name="sleeper", log=log, deadline=Deadline(20))
+    process = spawn(
+        channel, tmp_path, "trap 'echo told; exit 7' TERM; echo ready; while :; do sleep 0.01; done", name="sleeper"
+    )
     process.wait_for_line("ready", Deadline(20))
     assert process.poll() is None
     process.signal(signal.SIGTERM)
     assert process.wait(Deadline(20)) == 7
-    Deadline(20).poll(lambda: "told" in process.output(), "the last line")
+    assert process.output() == "ready\ntold\n"
+    assert (tmp_path / "log").read_text() == "ready\ntold\n"
     process.signal(signal.SIGTERM)
     process.kill()
 
 
 def test_kill_takes_the_whole_group(channel: Channel, tmp_path: Path) -> None:
-    argv = ["sh", "-c", "sleep 60 & echo $! ; wait"]
-    process = channel.spawn(argv, name="parent", log=tmp_path / "log", deadline=Deadline(20))
+    process = spawn(channel, tmp_path, "sleep 60 & echo $! ; wait")
     child = Deadline(20).poll(lambda: process.output().strip(), "the child")
     process.kill()
     assert process.poll() == -signal.SIGKILL
     Deadline(10).poll(lambda: not running(child), "the child to go")
+
+
+def test_a_spawned_command_is_found_again_by_its_description(channel: Channel, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("of an earlier one\n")
+    pid = channel.spawn(["sh", "-c", "echo one; exec sleep 60"], stdout=f"{tmp_path}/r", stderr=f"{tmp_path}/r")
+    first = GuestProcess("x", tmp_path / "log", lambda: channel, pid=pid, remote_log=f"{tmp_path}/r", offset=18)
+    first.wait_for_line("one", Deadline(20))
+    description = first.describe()
+    del description["name"]
+    second = GuestProcess("x", tmp_path / "log", lambda: channel, **description)
+    assert second.output() == first.output() == "one\n"
+    assert second.poll() is None
+    second.kill()
 
 
 def running(pid: str) -> bool:
@@ -114,10 +133,28 @@ def running(pid: str) -> bool:
 
 def test_standard_output_can_go_to_a_file_of_its_own(channel: Channel, tmp_path: Path) -> None:
     argv = ["sh", "-c", "echo data; echo log >&2"]
-    process = channel.spawn(argv, name="capture", log=tmp_path / "log", stdout=tmp_path / "data", deadline=Deadline(20))
-    assert process.wait(Deadline(20)) == 0
-    Deadline(10).poll(lambda: (tmp_path / "data").read_bytes() == b"data\n", "the data")
-    assert process.output() == "log\n"
+    pid = channel.spawn(argv, stdout=f"{tmp_path}/data", stderr=f"{tmp_path}/errors")
+    Deadline(20).poll(lambda: channel.poll(pid) == 0, "the command to end")
+    assert channel.read_file(f"{tmp_path}/data") == b"data\n"
+    assert channel.read_file(f"{tmp_path}/data", 2) == b"ta\n"
+    assert channel.read_file(f"{tmp_path}/errors") == b"log\n"
+
+
+def test_a_terminal_echoes_and_ends(channel: Channel) -> None:
+    shown: list[bytes] = []
+
+    def show(_stream: str, data: bytes) -> None:
+        shown.append(data)
+
+    script = "test -t 0 && read word && echo got $word && exit 5"
+    assert channel.interact(["sh", "-c", script], show, lambda pid: channel.feed(pid, b"hello\n")) == 5
+    assert b"got hello" in b"".join(shown)
+
+
+def test_a_large_file_comes_whole(channel: Channel, tmp_path: Path) -> None:
+    data = os.urandom(agent.READ_LIMIT * 2 + 17)
+    channel.write_file(f"{tmp_path}/large", data)
+    assert channel.read_file(f"{tmp_path}/large") == data
 
 
 def test_files_go_both_ways(channel: Channel, tmp_path: Path) -> None:
@@ -130,12 +167,28 @@ def test_files_go_both_ways(channel: Channel, tmp_path: Path) -> None:
 
 
 def test_a_guest_that_goes_ends_what_waits_for_it(channel: Channel, tmp_path: Path) -> None:
-    process = channel.spawn(["sleep", "60"], name="sleeper", log=tmp_path / "log", deadline=Deadline(20))
-    with pytest.raises((GuestError, LabTimeoutError)):
+    process = spawn(channel, tmp_path, "exec sleep 60")
+    with pytest.raises(GuestError):
         channel.run(["sh", "-c", "kill -KILL $PPID; sleep 60"], deadline=Deadline(20))
-    assert process.wait(Deadline(20)) == -signal.SIGKILL
+    assert process.poll() == -signal.SIGKILL
     process.kill()
+    process.signal(signal.SIGTERM)
+    assert process.output() == ""
     os.kill(process.pid, signal.SIGKILL)
+
+
+def test_what_an_earlier_host_left_half_written_is_passed_over() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        channel = Channel(ours, "test")
+        assert theirs.recv(100) == b"\n"
+        port = agent.Port(theirs.detach())
+        os.set_blocking(port.descriptor, False)
+        os.write(port.descriptor, b'"half of an answer\n{"id": 1, "event": "done"}\n')
+        ours.sendall(b'{"half of a request\n{"id": 2, "op": "x"}\n')
+        assert Deadline(5).poll(port.requests, "the request") == [{"id": 2, "op": "x"}]
+        os.close(port.descriptor)
+        channel.close()
 
 
 def test_calibration_takes_time() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 from hypothesis import given
@@ -23,25 +22,19 @@ PACKETS = st.builds(
 @given(st.lists(PACKETS), st.integers(1, 50))
 def test_records_are_read_whatever_their_pieces(packets: list[CapturedPacket], size: int) -> None:
     data = b"".join(map(pack_record, packets))
-    stream = io.BytesIO()
-    reader = RecordReader(stream)
-    found: list[CapturedPacket] = []
-    for start in range(0, len(data), size):
-        position = stream.tell()
-        stream.write(data[start : start + size])
-        stream.seek(position)
-        found += reader.packets()
+    reader = RecordReader()
+    found = [packet for start in range(0, len(data), size) for packet in reader.feed(data[start : start + size])]
     assert found == packets
     assert reader.marks == 0
 
 
 def test_marks_are_counted_and_are_no_packets() -> None:
     mark = RECORD.pack(0, MARK_LINKTYPE, -1, 0, 0)
-    reader = RecordReader(io.BytesIO(mark + pack_record(PACKET) + mark))
-    assert reader.packets() == [PACKET]
+    reader = RecordReader()
+    assert reader.feed(mark + pack_record(PACKET) + mark) == [PACKET]
     assert reader.marks == 2
 
 
 def test_an_unknown_direction_stays_unknown() -> None:
     unknown = replace(PACKET, outgoing=None)
-    assert RecordReader(io.BytesIO(pack_record(unknown))).packets() == [unknown]
+    assert RecordReader().feed(pack_record(unknown)) == [unknown]
