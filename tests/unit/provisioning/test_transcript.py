@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import struct
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wgvsock.attestation.binding import encode_x25519_spki, extended_pcr, wireguard_key_commitment
 from wgvsock.errors import LocalProtocolError
 from wgvsock.provisioning.errors import BadFieldError
+from wgvsock.provisioning.messages import Hello, Request
+from wgvsock.provisioning.pin import sign_request
 from wgvsock.provisioning.transcript import TAG, Ephemeral, transcript_hash, user_data
+from wgvsock.testing.provisioning import TUNNEL_CONFIG
 
+ROOT = Path(__file__).resolve().parents[3]
 TRANSCRIPT = hashlib.sha384(b"any").digest()
 
 
@@ -52,6 +61,47 @@ def test_the_tag_has_sixteen_bytes() -> None:
 def test_the_transcript_is_the_hash_of_both_messages_with_their_lengths(hello: bytes, request: bytes) -> None:
     layout = TAG + struct.pack(">I", len(hello)) + hello + struct.pack(">I", len(request)) + request
     assert transcript_hash(hello, request) == hashlib.sha384(layout).digest()
+
+
+def _documented_example() -> dict[str, bytes]:
+    """The values of the example in the protocol's page, by name."""
+    values: dict[str, str] = {}
+    for line in (ROOT / "docs/protocol/provisioning.md").read_text().splitlines():
+        if head := re.fullmatch(r"(\w+) \(\d+ bytes\)", line):
+            values[name := head[1]] = ""
+        elif values and re.fullmatch(r"  [0-9a-f]+", line):
+            values[name] += line.strip()
+    return {name: bytes.fromhex(value) for name, value in values.items()}
+
+
+def test_the_example_in_the_documentation() -> None:
+    def public(private: bytes) -> bytes:
+        return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+    enclave, relay = Ephemeral(b"\x11" * 32), Ephemeral(b"\x22" * 32)
+    offer = ("framing/native", "profile/gso", "profile/plain")
+    hello = Hello(bytes(range(32)), enclave.public, offer).encode()
+    request = Request(
+        nonce=bytes(range(32, 64)),
+        relay_public_key=public(b"\x33" * 32),
+        ephemeral=relay.public,
+        epoch_ms=1_800_000_000_000,
+        config=replace(TUNNEL_CONFIG, capabilities=("framing/native", "profile/gso")).to_fields(),
+    )
+    signed = sign_request(b"\x44" * 32, hello, request).encode()
+    transcript = transcript_hash(hello, signed)
+    spki = encode_x25519_spki(public(b"\x55" * 32))
+    commitment = wireguard_key_commitment(spki)
+    assert _documented_example() == {
+        "M0": hello,
+        "M1": signed,
+        "T": transcript,
+        "user_data": user_data(transcript),
+        "PSK": relay.preshared_key(enclave.public, transcript),
+        "public_key": spki,
+        "commitment": commitment,
+        "PCR16": extended_pcr(commitment),
+    }
 
 
 def test_a_byte_that_moves_from_one_message_to_the_other_changes_the_transcript() -> None:
