@@ -32,6 +32,9 @@ _MAX_NAME: Final = 253  # RFC 1035, section 2.3.4, without the root's dot
 
 _LOOPBACK: Final[tuple[Network, ...]] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
+_RESERVED: Final = IPv4Network("240.0.0.0/4")
+"""For future use, with the limited broadcast address (RFC 6890, section 2.2.2)."""
+
 # One label: letters, digits and hyphens, no hyphen at either end, at most 63 (RFC 1123, section 2.1).
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
@@ -207,7 +210,7 @@ def _check_host(address: Address) -> None:
         or address.is_multicast
         or address.is_link_local
         or address.is_unspecified
-        or address in IPv4Network("240.0.0.0/4")  # reserved, with the limited broadcast (RFC 6890)
+        or address in _RESERVED
     ):
         raise ConfigRejectedError("an address is loopback, multicast, link-local, unspecified or reserved")
     # ::ffff:127.0.0.1 is an IPv4 address in disguise; such never appear on a link (RFC 4291, section 2.5.5.2).
