@@ -49,19 +49,26 @@ MAXIMUM_UDP_SEGMENTS: Final = 128
 MAXIMUM_IPV6_EXTENSIONS: Final = 8
 """Extension headers walked before the packet is refused; real packets have one or two."""
 
-_FIELDS: Final = struct.Struct("<BBHHHH")
+_FIELDS: Final = struct.Struct("<BBHHHHBxBBxxHxB").unpack_from
+"""The six fields, then of an IPv4 header: version and IHL, both bytes of the length, fragment word, protocol."""
+
+_FRAGMENT_MASK: Final = 0xFF3F
+"""More-fragments bit and offset (RFC 791, section 3.1) of the fragment word, as little-endian `_FIELDS` reads it."""
+
 _TCP: Final = 6
 _UDP: Final = 17
 _CSUM_OFFSET: Final = {_TCP: 16, _UDP: 6}
 _HEADER_MINIMUM: Final = {_TCP: 20, _UDP: 8}
 _SKIPPED_IPV6_EXTENSIONS: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options (RFC 8200, 4.1)
 _GSO_PROTOCOLS: Final = {
-    GSO_TCPV4: (4, _TCP),
-    GSO_TCPV4 | GSO_ECN: (4, _TCP),
-    GSO_TCPV6: (6, _TCP),
-    GSO_TCPV6 | GSO_ECN: (6, _TCP),
-    GSO_UDP_L4: (0, _UDP),  # either IP version
+    (GSO_TCPV4, 4): _TCP,
+    (GSO_TCPV4 | GSO_ECN, 4): _TCP,
+    (GSO_TCPV6, 6): _TCP,
+    (GSO_TCPV6 | GSO_ECN, 6): _TCP,
+    (GSO_UDP_L4, 4): _UDP,
+    (GSO_UDP_L4, 6): _UDP,
 }
+"""Kind of segmentation and IP version to transport protocol."""
 
 
 class HeaderFault(StrEnum):
@@ -82,38 +89,39 @@ def check_header(packet: memoryview) -> HeaderFault | None:
     Args:
         packet: The 10-byte header and one IP packet, without padding behind it.
     """
-    if packet[:HEADER_LENGTH] == ZERO_HEADER:
-        return None
     if len(packet) < HEADER_LENGTH + 20:
-        return HeaderFault.TRUNCATED
-    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = _FIELDS.unpack_from(packet)
-    if flags not in {0, NEEDS_CSUM, DATA_VALID}:
-        return HeaderFault.FLAGS
-    ip = packet[HEADER_LENGTH:]
+        return None if packet[:HEADER_LENGTH] == ZERO_HEADER else HeaderFault.TRUNCATED
+    # One look at all fields, those of an IPv4 header among them: this runs for every packet.
+    (flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, first, high, low, fragment, protocol) = _FIELDS(
+        packet
+    )
     if flags != NEEDS_CSUM:
+        if flags not in {0, DATA_VALID}:
+            return HeaderFault.FLAGS
         return _check_no_checksum(gso_type, hdr_len, gso_size, csum_start, csum_offset)
-
-    version, protocol, transport = _transport_header(ip)
-    if not version:
-        return HeaderFault.IP_HEADER
-    header_minimum = _HEADER_MINIMUM.get(protocol)
-    if header_minimum is None or csum_start != transport or csum_offset != _CSUM_OFFSET[protocol]:
+    length = len(packet) - HEADER_LENGTH
+    if first >> 4 == 4:
+        # A fragment is as bad as a wrong length: no kernel leaves a checksum open in one.
+        transport = (first & 15) * 4
+        if not 20 <= transport <= length or high << 8 | low != length or fragment & _FRAGMENT_MASK:
+            return HeaderFault.IP_HEADER
+    else:
+        protocol, transport = _ipv6_transport(packet[HEADER_LENGTH:])
+        if not transport:
+            return HeaderFault.IP_HEADER
+    if csum_start != transport or csum_offset != _CSUM_OFFSET.get(protocol):
         return HeaderFault.CSUM
-    if transport + header_minimum > len(ip):
+    if transport + _HEADER_MINIMUM[protocol] > length:
         return HeaderFault.CSUM
     if gso_type == GSO_NONE:
         if gso_size:
             return HeaderFault.GSO_SIZE
         return HeaderFault.HDR_LEN if hdr_len else None
-    return _check_segmentation(
-        ip,
-        gso_type=gso_type,
-        hdr_len=hdr_len,
-        gso_size=gso_size,
-        version=version,
-        protocol=protocol,
-        transport=transport,
-    )
+    if _GSO_PROTOCOLS.get((gso_type, first >> 4)) != protocol:
+        return HeaderFault.GSO_TYPE
+    if not transport + _HEADER_MINIMUM[protocol] <= hdr_len <= length:
+        return HeaderFault.HDR_LEN
+    return _check_segments(packet[HEADER_LENGTH + transport :], gso_size, protocol)
 
 
 def _check_no_checksum(
@@ -129,47 +137,25 @@ def _check_no_checksum(
     return HeaderFault.CSUM if csum_start or csum_offset else None
 
 
-def _transport_header(ip: memoryview) -> tuple[int, int, int]:
-    """IP version, transport protocol and offset of its header; version 0 when the IP header is not to be trusted.
-
-    A fragment counts as such: no kernel leaves a checksum open in one.
-    """
-    first = ip[0]
-    if first >> 4 == 4:
-        header = (first & 15) * 4
-        length = ip[2] << 8 | ip[3]
-        fragment = ip[6] & 0x3F | ip[7]  # more-fragments bit and offset (RFC 791, section 3.1)
-        if header < 20 or header > len(ip) or length != len(ip) or fragment:
-            return 0, 0, 0
-        return 4, ip[9], header
-    if first >> 4 == 6 and len(ip) >= 40 and (ip[4] << 8 | ip[5]) + 40 == len(ip):
-        protocol, offset = ip[6], 40
-        for _ in range(MAXIMUM_IPV6_EXTENSIONS):
-            if protocol not in _SKIPPED_IPV6_EXTENSIONS:
-                return 6, protocol, offset
-            if offset + 8 > len(ip):
-                break
-            protocol, offset = ip[offset], offset + (ip[offset + 1] + 1) * 8
-    return 0, 0, 0
+def _ipv6_transport(ip: memoryview) -> tuple[int, int]:
+    """Transport protocol and offset of its header; offset 0 when this is no IPv6 header to be trusted."""
+    if ip[0] >> 4 != 6 or len(ip) < 40 or (ip[4] << 8 | ip[5]) + 40 != len(ip):
+        return 0, 0
+    protocol, offset = ip[6], 40
+    for _ in range(MAXIMUM_IPV6_EXTENSIONS):
+        if protocol not in _SKIPPED_IPV6_EXTENSIONS:
+            return protocol, offset
+        if offset + 8 > len(ip):
+            break
+        protocol, offset = ip[offset], offset + (ip[offset + 1] + 1) * 8
+    return 0, 0
 
 
-def _check_segmentation(
-    ip: memoryview, *, gso_type: int, hdr_len: int, gso_size: int, version: int, protocol: int, transport: int
-) -> HeaderFault | None:
-    """A super-packet: its kind matches its headers, and cutting it gives a sane number of segments."""
-    kind = _GSO_PROTOCOLS.get(gso_type)
-    if kind is None or kind[0] not in {0, version} or kind[1] != protocol:
-        return HeaderFault.GSO_TYPE
-    headers = transport + 8
-    if protocol == _TCP:
-        headers = transport + (ip[transport + 12] >> 4) * 4  # data offset (RFC 9293, section 3.1)
-        if headers < transport + 20 or headers > len(ip):
-            return HeaderFault.IP_HEADER
-    if not transport + _HEADER_MINIMUM[protocol] <= hdr_len <= len(ip):
-        return HeaderFault.HDR_LEN
-    payload = len(ip) - headers
-    if gso_size < (MINIMUM_TCP_SEGMENT if protocol == _TCP else 1):
-        return HeaderFault.GSO_SIZE
-    if protocol == _UDP and payload > gso_size * MAXIMUM_UDP_SEGMENTS:
-        return HeaderFault.GSO_SIZE
-    return None
+def _check_segments(segment: memoryview, gso_size: int, protocol: int) -> HeaderFault | None:
+    """Cutting the payload gives a sane number of segments."""
+    if protocol == _UDP:
+        too_many = len(segment) - 8 > gso_size * MAXIMUM_UDP_SEGMENTS
+        return HeaderFault.GSO_SIZE if too_many or not gso_size else None
+    if not 20 <= (segment[12] >> 4) * 4 <= len(segment):  # data offset (RFC 9293, section 3.1)
+        return HeaderFault.IP_HEADER
+    return HeaderFault.GSO_SIZE if gso_size < MINIMUM_TCP_SEGMENT else None
