@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 
 from wgvsock.provisioning import TunnelConfig
 from wgvsock.relay.config import RelayConfig
 from wgvsock.settings import IpAddress
+from wgvsock.system import conntrack
+from wgvsock.system.errors import NetfilterError
 from wgvsock.system.journal import Journal
 from wgvsock.system.netfilter import Netfilter, PublishedPort, Ruleset
 from wgvsock.telemetry.logs import fields
@@ -66,10 +69,26 @@ class Nat:
         Raises:
             NetfilterError: The rules were refused.
         """
-        if rules != self.rules:
-            await self.netfilter.apply(rules)
-            self.rules = rules
-            _log.info("the way to the world is open", extra=fields(uplink=rules.uplink, published=len(rules.published)))
+        if rules == self.rules:
+            return
+        if not self.is_open:
+            await self.forgive_interruption(rules)
+        await self.netfilter.apply(rules)
+        self.rules = rules
+        _log.info("the way to the world is open", extra=fields(uplink=rules.uplink, published=len(rules.published)))
+
+    async def forgive_interruption(self, rules: Ruleset | None = None) -> None:
+        """Packets were lost on a broken stream: let connection tracking accept what is sent again (see its module)."""
+        rules = rules or self.rules
+        if rules is None:
+            return
+        try:
+            flows = await asyncio.to_thread(conntrack.forgive_interruption, rules.sources)
+        except NetfilterError as error:
+            _log.warning("%s", error)
+        else:
+            if flows:
+                _log.info("connections are kept over the interruption", extra=fields(flows=flows))
 
     async def suspend(self, rules: Ruleset | None = None) -> None:
         """Let nothing pass, and keep the flows that are known (see `Ruleset.is_open`).

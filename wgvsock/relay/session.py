@@ -22,6 +22,9 @@ RETIREMENT: Final = 5.0
 SILENT_KEEPALIVES: Final = 3
 """Persistent keepalives of the enclave that may fail to come before the tunnel counts as dead."""
 
+_JUST_NOW: Final = 1e-6
+"""Seconds; a loss that was noticed this instant is a loss already."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -178,7 +181,7 @@ class Session:
             return 0.0
         if self._lost_at is None:
             self._lost_at = now
-        return now - self._lost_at
+        return max(now - self._lost_at, _JUST_NOW)
 
     def _is_alive(self, peer: Peer, now: float) -> bool:
         stream = self._stream(peer.endpoint)

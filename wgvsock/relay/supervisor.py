@@ -290,12 +290,16 @@ class RelaySupervisor:
 
     async def _watch(self) -> None:
         """Return when the enclave has to be attested again."""
+        interrupted = False
         while self._clock() < self._attest_by:
             await wait_for_event(self._attention, self._watch_interval)
             await self._adopt()
             if self._is_lost():
                 await self._give_up("the enclave is lost")
                 return
+            was_interrupted, interrupted = interrupted, self._session.lost_for() > 0
+            if was_interrupted and not interrupted:
+                await self._nat.forgive_interruption()
 
     def _is_lost(self) -> bool:
         return self._session.lost_for() > self._config.provisioning.reattest_after_loss

@@ -80,6 +80,7 @@ def _nft_lines(rules: Ruleset) -> Iterator[str]:
     yield f"table inet {TABLE}"  # so that the next line has something to delete
     yield f"delete table inet {TABLE}"
     yield f"table inet {TABLE} {{"
+    yield from _nft_chain("input", "filter", "filter", _nft_input(rules))
     yield from _nft_chain("forward", "filter", "filter", _nft_forward(rules))
     yield from _nft_chain("mss", "filter", "mangle", _nft_mss(rules), hook="forward")
     yield from _nft_chain("prerouting", "nat", "dstnat", _nft_prerouting(rules))
@@ -94,8 +95,16 @@ def _nft_chain(name: str, kind: str, priority: str, lines: Iterable[str], *, hoo
     yield "\t}"
 
 
+def _nft_input(rules: Ruleset) -> Iterator[str]:
+    # What connection tracking cannot place is not translated: a packet for the enclave would end here, and the kernel
+    # would reset the enclave's connection.
+    yield f'iifname "{rules.uplink}" meta l4proto tcp ct state invalid counter drop'
+
+
 def _nft_forward(rules: Ruleset) -> Iterator[str]:
     tunnel, uplink = f'"{rules.tunnel}"', f'"{rules.uplink}"'
+    # Likewise it would leave with the enclave's own address.
+    yield f"iifname {tunnel} ct state invalid counter drop"
     if rules.is_open:
         for resolver in rules.resolvers:
             for protocol in ("tcp", "udp"):
@@ -141,13 +150,20 @@ def _with_port(port: PublishedPort) -> str:
     return f"{host}:{port.destination_port}"
 
 
-_JUMPS: Final = (("filter", "FORWARD"), ("mangle", "FORWARD"), ("nat", "PREROUTING"), ("nat", "POSTROUTING"))
+_JUMPS: Final = (
+    ("filter", "INPUT"),
+    ("filter", "FORWARD"),
+    ("mangle", "FORWARD"),
+    ("nat", "PREROUTING"),
+    ("nat", "POSTROUTING"),
+)
 """Built-in chains that jump to ours, which bear the name ``WGVSOCK-<built-in chain>``."""
 
 
 def render_iptables(rules: Ruleset, version: int) -> str:
     """Our chains, emptied and filled, for ``iptables-restore --noflush`` (`version` 6: ``ip6tables-restore``)."""
     lines: dict[tuple[str, str], list[str]] = {
+        ("filter", "INPUT"): [f"-i {rules.uplink} -p tcp -m conntrack --ctstate INVALID -j DROP"],
         ("filter", "FORWARD"): list(_iptables_forward(rules, version)),
         ("mangle", "FORWARD"): [
             f"{direction} {rules.tunnel} -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
@@ -177,7 +193,8 @@ def render_iptables(rules: Ruleset, version: int) -> str:
 
 def _iptables_forward(rules: Ruleset, version: int) -> Iterator[str]:
     prohibited = "icmp-admin-prohibited" if version == 4 else "icmp6-adm-prohibited"
-    both_ways = f"-i {rules.uplink} -o {rules.tunnel}"
+    inwards = f"-i {rules.uplink} -o {rules.tunnel}"
+    yield f"-i {rules.tunnel} -m conntrack --ctstate INVALID -j DROP"
     if rules.is_open:
         for resolver in _of_version(rules.resolvers, version):
             for protocol in ("tcp", "udp"):
@@ -187,8 +204,8 @@ def _iptables_forward(rules: Ruleset, version: int) -> Iterator[str]:
         for network in _of_version(CLOSED_DESTINATIONS, version):
             yield f"-i {rules.tunnel} -d {network} -j REJECT --reject-with {prohibited}"
         yield f"-i {rules.tunnel} -o {rules.uplink} -j ACCEPT"
-        yield f"{both_ways} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
-        yield f"{both_ways} -m conntrack --ctstate DNAT -j ACCEPT"
+        yield f"{inwards} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+        yield f"{inwards} -m conntrack --ctstate DNAT -j ACCEPT"
     yield f"-i {rules.tunnel} -j DROP"
     yield f"-o {rules.tunnel} -j DROP"
     if not rules.forwards_others:

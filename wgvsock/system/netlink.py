@@ -22,11 +22,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from wgvsock.settings import IpAddress, IpInterface, IpNetwork
 from wgvsock.system.errors import NetlinkSetupError
 from wgvsock.system.journal import Performer, Record, Undo
+from wgvsock.system.rawnetlink import RawNetlink, attribute
 
 _RTM_SETLINK: Final = 19
-_NLM_F_REQUEST: Final = 1
-_NLM_F_ACK: Final = 4
-_NLMSG_ERROR: Final = 2
 _IFLA_AF_SPEC: Final = 26
 _IFLA_INET_CONF: Final = 1
 _IPV4_DEVCONF_FORWARDING: Final = 1
@@ -201,17 +199,11 @@ def set_ipv4_forwarding(index: int, *, enabled: bool) -> None:
     Raises:
         NetlinkSetupError: The kernel refused.
     """
-    flag = _attribute(_IPV4_DEVCONF_FORWARDING, struct.pack("=I", enabled))
-    specification = _attribute(_IFLA_AF_SPEC, _attribute(socket.AF_INET, _attribute(_IFLA_INET_CONF, flag)))
+    flag = attribute(_IPV4_DEVCONF_FORWARDING, struct.pack("=I", enabled))
+    specification = attribute(_IFLA_AF_SPEC, attribute(socket.AF_INET, attribute(_IFLA_INET_CONF, flag)))
     body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0) + specification
-    header = struct.pack("=IHHII", 16 + len(body), _RTM_SETLINK, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0)
-    with _explained("cannot switch IPv4 forwarding", _FIX_NET_ADMIN):
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as channel:
-            channel.send(header + body)
-            answer = channel.recv(4096)  # the kernel has answered when send returns: this does not block
-        kind, status = struct.unpack_from("=4xH10xi", answer)
-        if kind == _NLMSG_ERROR and status:
-            raise OSError(-status, errno.errorcode.get(-status, "unknown"))
+    with _explained("cannot switch IPv4 forwarding", _FIX_NET_ADMIN), RawNetlink(socket.NETLINK_ROUTE) as channel:
+        channel.change(_RTM_SETLINK, body)
 
 
 def performers() -> dict[str, Performer]:
@@ -312,8 +304,3 @@ def _route_fields(key: RouteKey) -> dict[str, str | int]:
     destination, gateway = key
     fields: dict[str, str | int] = {"dst": destination, "family": _family(ip_network(destination).version)}
     return fields if gateway is None else {**fields, "gateway": gateway}
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    """One netlink attribute: u16 length including this header, u16 type, value (all of ours are multiples of 4)."""
-    return struct.pack("=HH", 4 + len(value), kind) + value
