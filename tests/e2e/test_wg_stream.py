@@ -1,21 +1,14 @@
-"""The compat framing on TCP: towards wireguard-go behind a bridge, towards the paper's program, and without its defects.
+"""The compat framing on TCP: towards wireguard-go behind a bridge, and towards the paper's program.
 
 A build of the paper's program (wireguard-go-vsock) is used when WGVSOCK_PEER_STREAM names one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import selectors
 import shutil
-import signal
-import socket
-import struct
 import sys
-import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +19,7 @@ import pytest
 from lab.deadline import Deadline
 from lab.netns import namespaces
 from lab.process import LocalProcess
-from tests.e2e.wg.keys import identity
+from tests.e2e.wg.keys import Identity, identity
 from tests.e2e.wg.machines import WIREGUARD_GO, Implementation, Machine, machines, require, short_timers, wgvsock
 
 BRIDGE = Path(__file__).parent / "wg" / "bridge.py"
@@ -44,10 +37,13 @@ class Remote(Protocol):
     def set_endpoint(self, address: str) -> None: ...
 
 
-def prepare(machine: Machine, interface: str, private_key: str, peer: str, inner: str, port: int) -> None:
+def prepare(machine: Machine, interface: str, *, keys: tuple[Identity, Identity], peer: str, port: int) -> None:
+    """Give an interface its own key and address, and the peer's key and inner address."""
+    own, other = keys
     file = machine.directory / f"{interface}.key"
-    file.write_text(private_key)
-    machine.wg("set", interface, "private-key", file, "listen-port", str(port), "peer", peer, "allowed-ips", inner)
+    file.write_text(own.private)
+    peer_settings = ("peer", other.public, "allowed-ips", f"{peer}/32")
+    machine.wg("set", interface, "private-key", file, "listen-port", str(port), *peer_settings)
     machine.run("ip", "addr", "add", f"{machine.inner}/24", "dev", interface)
     machine.run("ip", "link", "set", interface, "up")
 
@@ -59,7 +55,7 @@ class Bridged:
         self.machine = machine
         self.left = left
         self.wireguard = WIREGUARD_GO.start(machine, "wgb")
-        prepare(machine, "wgb", THEIRS.private, OURS.public, f"{left.inner}/32", 52000)
+        prepare(machine, "wgb", keys=(THEIRS, OURS), peer=left.inner, port=52000)
         self.bridge = self._start_bridge()
 
     def _start_bridge(self) -> LocalProcess:
@@ -91,7 +87,7 @@ class PaperProgram:
 
     def _start(self) -> None:
         self.process = self.implementation.start(self.machine, "wgb")
-        prepare(self.machine, "wgb", THEIRS.private, OURS.public, f"{self.left.inner}/32", RIGHT_PORT)
+        prepare(self.machine, "wgb", keys=(THEIRS, OURS), peer=self.left.inner, port=RIGHT_PORT)
 
     def kill(self) -> None:
         self.process.kill()
@@ -136,7 +132,7 @@ def cable(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
 
 def start_ours(machine: Machine, implementation: Implementation) -> LocalProcess:
     device = implementation.start(machine, "wga", level="info")
-    prepare(machine, "wga", OURS.private, THEIRS.public, "10.9.0.2/32", LEFT_PORT)
+    prepare(machine, "wga", keys=(OURS, THEIRS), peer="10.9.0.2", port=LEFT_PORT)
     return device
 
 
@@ -229,10 +225,10 @@ def test_two_of_ours(cable: tuple[Machine, Machine], carrier: str, framing: str)
     left, right = cable
     implementation = wgvsock(carrier, "--framing", framing)
     port = RIGHT_PORT + 10
-    for machine, interface, ours, theirs in ((left, "wga", OURS, THEIRS), (right, "wgb", THEIRS, OURS)):
+    for machine, interface, keys in ((left, "wga", (OURS, THEIRS)), (right, "wgb", (THEIRS, OURS))):
         other = right if machine is left else left
         implementation.start(machine, interface)
-        prepare(machine, interface, ours.private, theirs.public, f"{other.inner}/32", port + machine.index)
+        prepare(machine, interface, keys=keys, peer=other.inner, port=port + machine.index)
     host = {"unix": "127.0.0.1", "tcp": right.address, "vsock": "0.0.0.16"}[carrier]
     left.wg("set", "wga", "peer", THEIRS.public, "endpoint", f"{host}:{port + right.index}")
     Deadline(10).poll(lambda: left.reaches(right.inner), "a ping")

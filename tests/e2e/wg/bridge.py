@@ -3,8 +3,8 @@
 Written from the description of the framing alone (docs/protocol/framing.md: u16 little-endian length, u32 little-endian
 CRC-32, payload) and sharing no code with `wgvsock.framing`: what agrees with it agrees with the wire format.
 
-A datagram of wireguard-go for which there is no stream makes the bridge dial, as the paper's program does; it answers on
-the stream that was the last to bring something in. Runs as ``python bridge.py LISTEN_PORT WIREGUARD_PORT BIND_PORT DIAL``.
+A datagram of wireguard-go for which there is no stream makes the bridge dial, as the paper's program does; it answers
+on the stream that was the last to bring something in. ``python bridge.py LISTEN_PORT WIREGUARD_PORT BIND_PORT DIAL``.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ class Bridge:
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(("127.0.0.1", bind_port))
         self.selector.register(self.udp, selectors.EVENT_READ)
-        self.listener = socket.create_server(("0.0.0.0", listen_port))
+        self.listener = socket.create_server(("", listen_port))
         self.selector.register(self.listener, selectors.EVENT_READ)
 
     def run(self) -> None:
-        print("bridge ready", flush=True)
+        sys.stdout.write("bridge ready\n")
+        sys.stdout.flush()
         while True:
             for key, _ in self.selector.select():
                 if key.fileobj is self.udp:
@@ -83,7 +84,6 @@ class Bridge:
     def add(self, sock: socket.socket) -> Stream:
         stream = Stream(sock)
         self.selector.register(sock, selectors.EVENT_READ, stream)
-        print("stream from" if sock.getsockname()[1] == self.listener.getsockname()[1] else "stream to", flush=True)
         return stream
 
     def datagram(self) -> None:
@@ -113,7 +113,6 @@ class Bridge:
         stream.sock.close()
         if self.last is stream:
             self.last = None
-        print("stream closed", flush=True)
 
 
 def main() -> None:
