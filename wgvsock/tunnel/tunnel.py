@@ -173,7 +173,7 @@ class Tunnel:
         now = self._clock()
         for peer in self._device.peers.values():
             if peer.endpoint is not None and self._transport.link_for(peer.endpoint) is link:
-                peer.initiate_handshake(now)
+                peer.retry_handshake(now)
         self._settle()
 
     # What the core has decided.
