@@ -48,9 +48,9 @@ class LinkCallbacks:
 class StreamLink:
     """One way to one remote over a stream, and the endpoint that the WireGuard core stores for it.
 
-    A link of the dialling side outlives its streams: `attach` gives it the next one. While it has none, the newest
-    datagram waits for it and older ones are lost: a handshake initiation then leaves as soon as there is a stream,
-    and no queue of outdated ones with it.
+    A link of the dialling side outlives its streams: `attach` gives it the next one. While it has none, datagrams are
+    lost, as on a network: whoever is told `on_connected` begins with a fresh handshake initiation, and a second one
+    that had waited would reach the remote in the same instant and be refused as a flood.
 
     Args:
         address: The remote.
@@ -197,12 +197,11 @@ class StreamLink:
         """Carry datagrams over this connected, non-blocking socket from now on; the link owns it."""
         self._socket = sock
         self._decoder = FrameDecoder(self._framing)
+        self._start = self._end = 0
         self.authenticated = False
         self.writable = True
         self._loop.add_reader(sock, self._receive, sock)
-        self.flush()
-        if self.writable:
-            self._callbacks.on_writable(self)
+        self._callbacks.on_writable(self)
         if self._socket is not None:
             self._callbacks.on_connected(self)
 
