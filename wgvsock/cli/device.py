@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -27,9 +28,11 @@ from pathlib import Path
 from typing import Final
 
 from wgvsock import __version__
+from wgvsock.cli.output import print_error
 from wgvsock.devices.tun import Tun, adopt_tun, open_tun
 from wgvsock.errors import ConfigurationError, SystemSetupError, WgvsockError
 from wgvsock.framing import Framing
+from wgvsock.telemetry.logs import configure, fields
 from wgvsock.transports.base import Transport
 from wgvsock.transports.stream import StreamTransport
 from wgvsock.transports.udp import UdpTransport
@@ -44,13 +47,7 @@ from wgvsock.wireguard import Device, EndpointChanged, Event, HandshakeCompleted
 DEFAULT_MTU: Final = 1420
 """Bytes; every WireGuard's: an uplink of 1500 less IPv6, UDP and WireGuard headers."""
 
-_LEVELS: Final = {
-    "verbose": logging.DEBUG,
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "error": logging.ERROR,
-    "silent": logging.CRITICAL + 1,
-}
+_LEVELS: Final = {"verbose": "debug", "debug": "debug", "info": "info", "error": "error", "silent": "critical"}
 
 _DEFAULT_TIMINGS: Final = Timings()
 
@@ -90,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(parser.parse_args(argv))
     except WgvsockError as error:
-        print(f"error[{error.code}]: {error.what}\nwhy: {error.why}\nfix: {error.fix}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
 
 
@@ -176,12 +173,11 @@ def run_device(options: DeviceOptions, *, timings: Timings = _DEFAULT_TIMINGS) -
     with contextlib.ExitStack() as opened:
         tun = _open_tun(options)
         opened.callback(tun.close)
-        interface = tun.name
-        path = socket_path(interface)
+        path = socket_path(tun.name)
         listener = opened.enter_context(_open_listener(options, path))
         if not options.foreground:
             _go_into_background(options)
-        _configure_logging(options, interface)
+        configure(_LEVELS.get(options.log_level, "warning"))
         asyncio.run(_serve(options, timings, tun, listener, path))
     return 0
 
@@ -223,11 +219,6 @@ def _go_into_background(options: DeviceOptions) -> None:
     os.close(null)
 
 
-def _configure_logging(options: DeviceOptions, interface: str) -> None:
-    level = _LEVELS.get(options.log_level, logging.WARNING)
-    logging.basicConfig(level=level, format=f"%(levelname)s: ({interface}) %(message)s", force=True)
-
-
 async def _serve(options: DeviceOptions, timings: Timings, tun: Tun, listener: socket.socket, path: Path) -> None:
     endpoints = EndpointText(options.carrier)
     transport, sockets = _make_transport(options, endpoints)
@@ -241,7 +232,8 @@ async def _serve(options: DeviceOptions, timings: Timings, tun: Tun, listener: s
     async with Tunnel(device, tun, transport, on_event=_log_event) as tunnel:
         control = DeviceControl(device, sockets, endpoints, clock=time.monotonic, on_changed=tunnel.wake)
         server = UapiServer(control, listener, path)
-        _log.info("the device is up")
+        gc.freeze()  # what start-up has made lives as long as the process: no collection looks at it again
+        _log.info("the device is up", extra=fields(interface=tun.name, network=str(options.carrier)))
         await _first_of(server.serve(), tunnel.wait_ended(), ended.wait())
     _log.info("the device is down")
 
@@ -273,16 +265,15 @@ def _make_transport(options: DeviceOptions, endpoints: EndpointText) -> tuple[Tr
 def _log_event(event: Event) -> None:
     match event:
         case HandshakeCompleted(peer):
-            _log.debug("peer %s: handshake completed", _short(peer.public_key))
+            _log.debug("handshake completed", extra=fields(peer=_short(peer.public_key)))
         case HandshakeFailed(peer, attempts):
-            _log.debug("peer %s: no answer to %d handshake initiations", _short(peer.public_key), attempts)
+            _log.debug("no answer to handshake initiations", extra=fields(peer=_short(peer.public_key), sent=attempts))
         case EndpointChanged(peer, _, new):
-            _log.debug("peer %s: its endpoint is now %s", _short(peer.public_key), new)
+            _log.debug("the endpoint has changed", extra=fields(peer=_short(peer.public_key), endpoint=new))
         case _:
             pass
 
 
 def _short(public_key: bytes) -> str:
-    """``abcd…wxyz``: enough to tell peers apart, as wireguard-go logs them."""
-    text = base64.b64encode(public_key).decode()
-    return f"{text[:4]}…{text[39:43]}"
+    """Enough to tell peers apart."""
+    return base64.b64encode(public_key).decode()[:8]
