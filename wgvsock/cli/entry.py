@@ -19,7 +19,6 @@ COMMANDS: Final = {
     "device": "run a userspace WireGuard interface for wg and wg-quick",
     "status": "show what a running service does",
     "nat": "show the packet filter's rules",
-    "ping": "measure the way through the tunnel",
     "doctor": "look for what is missing on this machine",
     "attest": "read or verify an attestation document",
     "keys": "make keys",
