@@ -75,7 +75,3 @@ class LoadMeter:
         if self._count > self._threshold:
             self._loaded_until = now + LOAD_HOLD_TIME
         return now < self._loaded_until
-
-    def under_load(self, now: float) -> bool:
-        """Whether the device is under load, without counting."""
-        return now < self._loaded_until

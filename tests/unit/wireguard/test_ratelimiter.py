@@ -49,8 +49,14 @@ def test_the_table_is_bounded_and_full_buckets_make_room() -> None:
 def test_load_is_more_than_the_threshold_in_a_second() -> None:
     meter = LoadMeter(3)
     assert [meter.handshake_message(5.0) for _ in range(5)] == [False] * 3 + [True] * 2
-    assert meter.under_load(5.0 + LOAD_HOLD_TIME - 0.01)
-    assert not meter.under_load(5.0 + LOAD_HOLD_TIME)
+
+
+def test_load_holds_for_a_second_after_the_flood() -> None:
+    for wait, loaded in ((LOAD_HOLD_TIME - 0.01, True), (LOAD_HOLD_TIME + 0.01, False)):
+        meter = LoadMeter(3)
+        for time in (5.0, 5.9, 5.9, 5.9):
+            meter.handshake_message(time)
+        assert meter.handshake_message(5.9 + wait) is loaded, "the first of a new second"
 
 
 def test_a_rate_below_the_threshold_is_no_load() -> None:
