@@ -7,11 +7,14 @@ from typing import Final
 from lab.backend import Backend
 from lab.errors import LabError, LabUnavailableError
 from lab.netns.backend import NetnsBackend
+from lab.qemu.backends import GuestBackend, PairBackend
 
-BACKENDS: Final[dict[str, type[Backend]]] = {"netns": NetnsBackend}
+BACKENDS: Final[dict[str, type[Backend]]] = {
+    backend.name: backend for backend in (PairBackend, GuestBackend, NetnsBackend)
+}
 """By name."""
 
-PREFERENCE: Final = ("netns",)
+PREFERENCE: Final = ("pair", "guest", "netns")
 """Best first: the nearer to the real thing the better."""
 
 

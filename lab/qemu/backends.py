@@ -60,7 +60,7 @@ NODE_CID: Final = Cid(3)
 SECURITY_MODULE: Final = "cuse"
 PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 
-_GUEST_DIRECTORY: Final = "/run/lab"
+_GUEST_DIRECTORY: Final = "/lab"  # a node has a /run of its own
 _ENTROPY_LOG: Final = "/run/entropy.log"
 _STATUS_SCRIPT: Final = """
 import socket, sys
