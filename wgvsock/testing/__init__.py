@@ -5,8 +5,18 @@
 """
 
 from wgvsock.testing.clock import ManualClock, SeededRandom
+from wgvsock.testing.loop import JumpingLoop, without_waiting
 from wgvsock.testing.pair import DevicePair, Eavesdropper
 from wgvsock.testing.transport import MemoryTransport
 from wgvsock.testing.tun import MemoryTun
 
-__all__ = ["DevicePair", "Eavesdropper", "ManualClock", "MemoryTransport", "MemoryTun", "SeededRandom"]
+__all__ = [
+    "DevicePair",
+    "Eavesdropper",
+    "JumpingLoop",
+    "ManualClock",
+    "MemoryTransport",
+    "MemoryTun",
+    "SeededRandom",
+    "without_waiting",
+]

@@ -91,7 +91,7 @@ class StreamLink:
     def reserve(self, size: int) -> memoryview | None:
         """See `Link.reserve`."""
         if self._socket is None:
-            self._start = self._end = 0
+            return None
         room = self._end + self._header_length
         if room + size > SEND_BUFFER_SIZE:
             if not self._start or room + size - self._start > SEND_BUFFER_SIZE:
@@ -197,7 +197,6 @@ class StreamLink:
         """Carry datagrams over this connected, non-blocking socket from now on; the link owns it."""
         self._socket = sock
         self._decoder = FrameDecoder(self._framing)
-        self._start = self._end = 0
         self.authenticated = False
         self.writable = True
         self._loop.add_reader(sock, self._receive, sock)

@@ -81,12 +81,9 @@ class Outbound:
                 link = self._transport.link_for(endpoint)
                 if link is not None and link not in touched:
                     touched.append(link)
-            if link is None:
-                self._without_link(peer, buffer[:length], now)
-                continue
-            datagram = link.reserve(length + OVERHEAD)
-            if datagram is None:
-                self.dropped_backlog += 1
+            datagram = link.reserve(length + OVERHEAD) if link is not None else None
+            if link is None or datagram is None:
+                self._cannot_send(peer, link, buffer[:length], now)
                 continue
             sealed = peer.seal_into(buffer, length, datagram, now)
             if sealed:
@@ -100,9 +97,11 @@ class Outbound:
             used.flush()
         return next((used for used in touched if not used.writable), None)
 
-    def _without_link(self, peer: Peer, packet: memoryview, now: float) -> None:
-        """There is no way to the peer: a first packet waits in the core for the handshake, the rest is lost."""
-        if peer.has_session(now):
+    def _cannot_send(self, peer: Peer, link: Link | None, packet: memoryview, now: float) -> None:
+        """There is no way to the peer now: a first packet waits in the core for the handshake, the rest is lost."""
+        if not peer.has_session(now):
+            self._device.send_packet(bytes(packet), now)
+        elif link is None:
             self.dropped_unreachable += 1
         else:
-            self._device.send_packet(bytes(packet), now)
+            self.dropped_backlog += 1

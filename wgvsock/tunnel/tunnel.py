@@ -28,8 +28,8 @@ class TunnelStatistics:
 
     Attributes:
         device: The core's own counts.
-        dropped_unreachable: There was no stream to the peer.
-        dropped_backlog: The peer's stream was blocked and its send buffer full.
+        dropped_unreachable: The peer's endpoint cannot be reached from here: its stream has ended, and it has to dial.
+        dropped_backlog: The peer's stream was blocked and its send buffer full, or it was being dialled.
         dropped_offloaded: Super-packets that waited in the interface when the offloads were switched off.
         dropped_by_kernel: The TUN refused the write: interface down, or its queue full.
         offloads: Whether super-packets are on now.
