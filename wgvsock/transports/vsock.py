@@ -37,11 +37,11 @@ def vsock_socket() -> socket.socket:
             why=error.strerror or str(error),
             fix="load the vsock modules, or allow AF_VSOCK in the container's seccomp profile",
         ) from None
-    size = struct.pack("=Q", BUFFER_SIZE)
     # The limit first: a size above it is cut down silently. A transport that has no buffers to set refuses both.
+    # On an AF_VSOCK socket Python passes an integer as the 64 bits that the kernel wants, and takes no bytes.
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.AF_VSOCK, socket.SO_VM_SOCKETS_BUFFER_MAX_SIZE, size)
-        sock.setsockopt(socket.AF_VSOCK, socket.SO_VM_SOCKETS_BUFFER_SIZE, size)
+        sock.setsockopt(socket.AF_VSOCK, socket.SO_VM_SOCKETS_BUFFER_MAX_SIZE, BUFFER_SIZE)
+        sock.setsockopt(socket.AF_VSOCK, socket.SO_VM_SOCKETS_BUFFER_SIZE, BUFFER_SIZE)
     return sock
 
 
