@@ -1,4 +1,4 @@
-"""``wgvsock config init|check|show``: write a first configuration, check one, show what is in force with defaults."""
+"""``wgvsock config init|check|show|from-wg-quick``: make a first configuration, check one, show it with its defaults."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from wgvsock import settings
+from wgvsock.cli import config_import
 from wgvsock.cli.output import print_json
 
 ROLES: Final = ("relay", "enclave")
@@ -16,7 +17,7 @@ ROLES: Final = ("relay", "enclave")
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``config`` to the commands of ``wgvsock``."""
     config = commands.add_parser("config", help="write, check and show configurations")
-    verbs = config.add_subparsers(dest="verb", required=True, metavar="init|check|show")
+    verbs = config.add_subparsers(dest="verb", required=True, metavar="init|check|show|from-wg-quick")
     init = verbs.add_parser("init", help="print a commented configuration to begin with")
     check = verbs.add_parser("check", help="check a file; exit 0 or 2")
     show = verbs.add_parser("show", help="print a file's settings with all defaults")
@@ -26,6 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for parser in (check, show):
         parser.add_argument("file", nargs="?", metavar="FILE", help="default: /etc/wgvsock/ROLE.toml")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
+    config_import.add_parser(verbs)
 
 
 def _init(args: argparse.Namespace) -> int:
