@@ -1,4 +1,4 @@
-"""``wgvsock config init|check|show|from-wg-quick``: make a first configuration, check one, show it with its defaults."""
+"""``wgvsock config init|check|show|from-wg-quick``: make a first configuration, check one, show it in full."""
 
 from __future__ import annotations
 
