@@ -14,7 +14,7 @@ from pathlib import Path
 from wgvsock.provisioning.pin import SEED_BYTES
 from wgvsock.relay.config import RelayConfig
 from wgvsock.relay.errors import SigningKeyError
-from wgvsock.system.journal import write_private
+from wgvsock.system.journal import read_private, write_private
 
 
 def load_signing_seed(config: RelayConfig, random: Callable[[int], bytes]) -> bytes:
@@ -24,10 +24,10 @@ def load_signing_seed(config: RelayConfig, random: Callable[[int], bytes]) -> by
         SigningKeyError: The configured file is missing or malformed, or ours cannot be kept.
     """
     if config.provisioning.signing_key_file is not None:
-        return _read(Path(config.provisioning.signing_key_file))
+        return _read(Path(config.provisioning.signing_key_file), Path.read_bytes)
     path = Path(config.runtime_directory) / f"{config.name}.key"
     if path.exists():
-        return _read(path)
+        return _read(path, read_private)
     seed = random(SEED_BYTES)
     try:
         write_private(path, base64.b64encode(seed) + b"\n")
@@ -40,9 +40,9 @@ def load_signing_seed(config: RelayConfig, random: Callable[[int], bytes]) -> by
     return seed
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, read: Callable[[Path], bytes]) -> bytes:
     try:
-        seed = base64.b64decode(path.read_bytes().strip(), validate=True)
+        seed = base64.b64decode(read(path).strip(), validate=True)
     except OSError as error:
         raise SigningKeyError(
             f"cannot read the signing key {path}", why=error.strerror or str(error), fix="check the path and its mode"

@@ -10,6 +10,7 @@ not survive one either.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -139,7 +140,7 @@ class Journal:
         return await self._undo([undo for undo in self._changes.values() if undo.kind == kind])
 
     async def undo_all(self) -> list[WgvsockError]:
-        """Take everything back, newest first; what failed is returned, not raised, and does not stop the rest."""
+        """Take everything back, newest first; what failed is returned, stays on record and does not stop the rest."""
         return await self._undo(list(self._changes.values()))
 
     def close(self) -> None:
@@ -155,14 +156,15 @@ class Journal:
             try:
                 await self._performers[undo.kind](undo.target, undo.value)
             except WgvsockError as error:
-                failed.append(error)
-            del self._changes[undo.kind, undo.target]
+                failed.append(error)  # it stays on record: the next start tries again
+            else:
+                del self._changes[undo.kind, undo.target]
         self._write()
         return failed
 
     def _read(self) -> list[Undo]:
         try:
-            content = json.loads(self._path.read_bytes())
+            content = json.loads(read_private(self._path))
             place, undos = Place(**content["place"]), [Undo(**undo) for undo in content["changes"]]
             is_ours = content["schema"] == _SCHEMA and all(undo.kind in self._performers for undo in undos)
         except FileNotFoundError:
@@ -199,6 +201,19 @@ class Journal:
         )
 
 
+def read_private(path: Path) -> bytes:
+    """Read a file that `write_private` wrote; one that somebody else could have written is not believed.
+
+    Raises:
+        OSError: It is missing, a symbolic link, another user's, or writable for others.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, f"{path.name} is another user's, or writable for others")
+        return file.read()
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file atomically by one of mode 0600.
 
@@ -206,7 +221,8 @@ def write_private(path: Path, content: bytes) -> None:
         OSError: The directory is missing or not writable.
     """
     temporary = path.with_name(f"{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    temporary.unlink(missing_ok=True)  # what stands there, a link or a file with another mode, is not written to
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     temporary.replace(path)
