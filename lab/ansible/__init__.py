@@ -1,0 +1,1 @@
+"""What Ansible needs to provision a laboratory: inventory, connection, playbook and roles (docs/lab-ansible.md)."""
