@@ -372,12 +372,18 @@ def _line_numbers(text: str) -> dict[KeyPath, int]:
                 if header[1] == "[[":
                     position = counts[table] = counts.get(table, -1) + 1
                     table = (*table, position)
-                lines.setdefault(table, number)
+                _note(lines, table, number)
                 continue
             if key := _KEY.match(line):
-                lines.setdefault((*table, *_split_key(key[1])), number)
+                _note(lines, (*table, *_split_key(key[1])), number)
         open_brackets, open_string = _continuation(line, open_brackets, open_string)
     return lines
+
+
+def _note(lines: dict[KeyPath, int], path: KeyPath, number: int) -> None:
+    """A dotted key is the first mention of the tables that it names as well."""
+    for length in range(1, len(path) + 1):
+        lines.setdefault(path[:length], number)
 
 
 def _split_key(text: str) -> KeyPath:

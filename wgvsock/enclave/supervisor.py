@@ -66,6 +66,7 @@ class EnclaveSupervisor:
         timings: The WireGuard core's limits.
         deadlines: Of provisioning.
         random: Entropy for every key, nonce and ephemeral.
+        clock: Monotonic seconds, the event loop's.
         seed: Gives the kernel's generator entropy of the module; None: does not.
     """
 
@@ -77,13 +78,14 @@ class EnclaveSupervisor:
         timings: Timings | None = None,
         deadlines: Deadlines | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
         seed: Callable[[NsmClient], None] | None = seed_kernel,
     ) -> None:
         self._config = config
         self._nsm = NsmClient(secure_module)
         self._random = random
         self._seed = seed
-        self._clock = time.monotonic
+        self._clock = clock
         self._deadlines = deadlines or Deadlines()
         self._journal = Journal(config.runtime_directory, config.name, netlink.performers() | resolver.performers())
         headroom = HEADER_LENGTH if "gso" in config.profiles else 0

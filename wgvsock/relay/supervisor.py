@@ -74,6 +74,7 @@ class RelaySupervisor:
         timings: The WireGuard core's limits.
         deadlines: Of provisioning; by default those of the configuration.
         random: Entropy for every key, nonce and ephemeral.
+        clock: Monotonic seconds, the event loop's.
         watch_interval: See `WATCH_INTERVAL`.
     """
 
@@ -85,6 +86,7 @@ class RelaySupervisor:
         timings: Timings | None = None,
         deadlines: Deadlines | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
         watch_interval: float = WATCH_INTERVAL,
     ) -> None:
         self._config = config
@@ -92,7 +94,7 @@ class RelaySupervisor:
         self._deadlines = deadlines
         self._random = random
         self._watch_interval = watch_interval
-        self._clock = time.monotonic
+        self._clock = clock
         self._journal = Journal(
             config.runtime_directory,
             config.name,

@@ -23,10 +23,11 @@ TABLE: Final = "wgvsock"
 CLOSED_DESTINATIONS: Final[tuple[IpNetwork, ...]] = (
     ip_network("169.254.0.0/16"),
     ip_network("fe80::/10"),
-    ip_network("fd00:ec2::254/128"),
+    ip_network("fd00:ec2::/32"),
 )
-"""Link-local addresses and EC2's instance metadata service (EC2 user guide, "Instance metadata"): the credentials it
-hands out are the node's, not the enclave's."""
+"""Link-local addresses, and what EC2 uses in their place for IPv6: the instance metadata service at fd00:ec2::254 (EC2
+user guide, "Instance metadata") and the EKS Pod Identity Agent at fd00:ec2::23 (EKS user guide) hand out credentials
+that are the node's or the pod's, not the enclave's."""
 
 _RULES_TIMEOUT: Final = 10.0
 """Seconds for one nft or iptables call: they take milliseconds, and may wait for another program's lock."""
@@ -342,7 +343,10 @@ async def run_tool(command: Sequence[str], text: str) -> tuple[int, str]:
         async with asyncio.timeout(_RULES_TIMEOUT):
             _, complaint = await process.communicate(text.encode())
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return 124, f"{command[0]} did not finish within {_RULES_TIMEOUT:g} s"
+    finally:
+        # Also when we are cancelled: rules must not come into force after they were taken back.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return process.returncode or 0, complaint.decode(errors="replace")

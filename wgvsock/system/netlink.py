@@ -264,13 +264,13 @@ def _gone_is_fine() -> Iterator[None]:
 
 def _interface(link: Any) -> Interface:
     conf = link.get_attr("IFLA_AF_SPEC")
-    inet = conf.get_attr("AF_INET") if conf else None
+    inet = conf.get_attr("AF_INET") if conf is not None else None
     return Interface(
         index=link["index"],
         name=link.get_attr("IFLA_IFNAME"),
         mtu=link.get_attr("IFLA_MTU"),
         is_up=bool(link["flags"] & _IFF_UP),
-        ipv4_forwarding=bool(inet and inet["forwarding"]),
+        ipv4_forwarding=inet is not None and bool(inet["forwarding"]),
     )
 
 
