@@ -147,6 +147,20 @@ def test_both_begin_at_once(any_pair: Tunnel) -> None:
     Deadline(10).poll(any_pair.works, "a ping to pass")
 
 
+def test_either_end_begins_anew(any_pair: Tunnel) -> None:
+    """It forgets the session and its keys' history; the other end takes the new handshake beside the old session."""
+    any_pair.introduce()
+    left, right = any_pair.left, any_pair.right
+    assert any_pair.works()
+    for side, other in ((left, right), (right, left)):
+        side.set_peer(other.identity, "remove")
+        side.add_peer(other, "endpoint", f"{other.machine.address}:{PORT}")
+        assert side.last_handshake == 0
+        assert side.machine.reaches(other.machine.inner)
+        assert side.last_handshake > 0
+        assert other.machine.reaches(side.machine.inner)
+
+
 def test_everything_that_a_full_size_packet_can_be(any_pair: Tunnel) -> None:
     any_pair.introduce()
     for size in ("0", "1", "1391", "1392", "1393", "3000", "20000", "65507"):  # 1392: the MTU of 1420; then fragments
