@@ -17,7 +17,7 @@ from typing import Final
 from wgvsock.addresses import Cid, HybridVsockAddress, StreamAddress, TcpAddress, UnixAddress, VsockAddress
 from wgvsock.errors import TransportError
 from wgvsock.transports.errors import ConnectError, ListenError
-from wgvsock.transports.tcp import no_delay, tcp_address, tcp_socket
+from wgvsock.transports.tcp import set_options, tcp_address, tcp_socket
 from wgvsock.transports.unix import bind_unix, hybrid_handshake, hybrid_listening_path, unix_socket
 from wgvsock.transports.vsock import start_connect, vsock_address, vsock_socket
 
@@ -134,7 +134,7 @@ def accept_now(
         sock.close()
         return None
     if isinstance(address, TcpAddress):
-        no_delay(sock)
+        set_options(sock)
     return sock, address
 
 

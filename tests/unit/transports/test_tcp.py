@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from wgvsock.addresses import Port, TcpAddress
-from wgvsock.transports.tcp import no_delay, tcp_address, tcp_socket
+from wgvsock.transports.tcp import set_options, tcp_address, tcp_socket
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
@@ -14,10 +14,20 @@ def test_a_socket_of_the_host_s_family_that_neither_blocks_nor_delays(host: str,
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_delay_is_switched_off() -> None:
+def test_ipv6_leaves_ipv4_alone() -> None:
+    with tcp_socket("::") as sock:
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+def test_an_accepted_socket_sends_at_once_and_notices_that_the_remote_is_gone() -> None:
     with socket.socket() as sock:
-        no_delay(sock)
+        set_options(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        seconds = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + sock.getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_KEEPINTVL
+        ) * sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+        assert seconds <= 60
 
 
 def test_names_of_peers() -> None:
