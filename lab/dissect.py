@@ -93,21 +93,31 @@ class Frame:
     fields: dict[int, Any]
 
 
+class Dissector:
+    """Reassembles both directions of every connection into frames, in the order in which they were complete."""
+
+    def __init__(self, framing: Framing = Framing.NATIVE) -> None:
+        self._framing = framing
+        self._pending: dict[tuple[int, Kind], bytes] = {}
+
+    def feed(self, chunks: Iterable[Chunk]) -> list[Frame]:
+        """The frames that these chunks complete."""
+        frames = []
+        for chunk in chunks:
+            if chunk.kind in {Kind.TO_ENCLAVE, Kind.TO_RELAY}:
+                key = (chunk.connection, chunk.kind)
+                data = self._pending.pop(key, b"") + chunk.data
+                while frame := _first_frame(chunk, data, self._framing):
+                    taken, message = frame
+                    data = data[taken:]
+                    frames.append(message)
+                self._pending[key] = data
+        return frames
+
+
 def dissect(chunks: Iterable[Chunk], framing: Framing = Framing.NATIVE) -> list[Frame]:
-    """Reassemble both directions of every connection into frames, in the order in which they were complete."""
-    pending: dict[tuple[int, Kind], bytes] = {}
-    frames = []
-    for chunk in chunks:
-        if chunk.kind not in {Kind.TO_ENCLAVE, Kind.TO_RELAY}:
-            continue
-        key = (chunk.connection, chunk.kind)
-        data = pending.get(key, b"") + chunk.data
-        while frame := _first_frame(chunk, data, framing):
-            taken, message = frame
-            data = data[taken:]
-            frames.append(message)
-        pending[key] = data
-    return frames
+    """The frames of a whole recording."""
+    return Dissector(framing).feed(chunks)
 
 
 def _first_frame(chunk: Chunk, data: bytes, framing: Framing) -> tuple[int, Frame] | None:

@@ -16,8 +16,7 @@ from typing import Any, Final
 from lab.backend import Backend, Process
 from lab.deadline import Deadline
 from lab.errors import LabError
-from lab.observation import Observation
-from lab.opener import EntropyLog
+from lab.observation import Observation, VsockHistory
 from lab.topology import Node
 
 PROBE: Final = (sys.executable, "-I", "-S", str(Path(__file__).parent / "probe.py"))
@@ -49,6 +48,7 @@ class Ladder:
         self.topology = backend.topology
         self.relay: Process | None = None
         self.enclave: Process | None = None
+        self.history = VsockHistory(backend)
 
     # -- the rungs -----------------------------------------------------------------------------------------------------
 
@@ -140,6 +140,17 @@ class Ladder:
             raise LabError("the Relay does not answer")
         return status
 
+    def state_of_enclave(self) -> str:
+        """The Enclave's state of provisioning.
+
+        Raises:
+            LabError: It does not answer.
+        """
+        status = self.backend.status(Node.ENCLAVE)
+        if status is None:
+            raise LabError("the Enclave does not answer")
+        return str(status["state"])
+
     def drops(self, node: Node) -> dict[str, int]:
         """The packets that the Relay (in the pod) or the Enclave has dropped so far, by reason."""
         status = self.backend.status(node)
@@ -150,7 +161,12 @@ class Ladder:
 
     def observe(self) -> Observation:
         """Start to watch every point."""
-        return Observation(self.backend, EntropyLog.read(self.backend.entropy_log))
+        return Observation(self.backend, self.history)
+
+    def attest_again(self) -> None:
+        """Have the Relay attest the Enclave now, without waiting for its period or its back-off."""
+        if self.relay is not None:
+            self.relay.signal(signal.SIGUSR1)
 
     def restart_relay(
         self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from lab.backend import Backend, PacketCapture
 from lab.capture import CapturedPacket
 from lab.deadline import Deadline
-from lab.dissect import Frame, checksum_needed, checksums_right, dissect, inner_packet, ip_layers
+from lab.dissect import Dissector, Frame, checksum_needed, checksums_right, inner_packet, ip_layers
 from lab.opener import EntropyLog, SessionOpener
 from lab.topology import PACKET_POINTS, Point
 
@@ -91,19 +91,54 @@ class Sighting:
         }
 
 
+class VsockHistory:
+    """Everything that has crossed the vsock point, dissected and opened as far as the Enclave's entropy allows.
+
+    Args:
+        backend: The laboratory. Its tap has to have recorded without a break.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._dissector = Dissector()
+        self._log = EntropyLog()
+        self._opener = SessionOpener(self._log)
+        self._chunks_known = 0
+        self._entropy_known = 0
+        self.frames: list[Frame] = []
+        self.opened: list[tuple[Frame, bytes]] = []
+
+    def update(self) -> VsockHistory:
+        """Take in what is new, and return itself."""
+        chunks = self._backend.tap.chunks()
+        # The entropy second: a key is drawn before it is used, so that all that the chunks need is in the log by now.
+        with self._backend.entropy_log.open("rb") as stream:
+            stream.seek(self._entropy_known)
+            for line in stream:
+                self._log.add(bytes.fromhex(line.decode()))
+            self._entropy_known = stream.tell()
+        frames = self._dissector.feed(chunks[self._chunks_known :])
+        self._chunks_known = len(chunks)
+        self.frames += frames
+        self.opened += self._opener.open(frames)
+        return self
+
+
 class Observation:
     """Captures at every interface from its construction on, and what crossed the vsock point in that time.
 
     Args:
         backend: The laboratory.
-        log: One side's entropy, which opens the session.
+        history: Of its vsock point.
         points: Where to capture.
     """
 
-    def __init__(self, backend: Backend, log: EntropyLog, points: Collection[Point] = frozenset(PACKET_POINTS)) -> None:
+    def __init__(
+        self, backend: Backend, history: VsockHistory, points: Collection[Point] = frozenset(PACKET_POINTS)
+    ) -> None:
         self.token = f"wgvsock-{secrets.token_hex(12)}"
         self._backend = backend
-        self._log = log
+        self._history = history
         self._start = time.time()
         self._captures: dict[Point, PacketCapture] = {
             point: backend.capture(point) for point in Point if point in points
@@ -164,13 +199,11 @@ class Observation:
 
     def frames(self) -> list[Frame]:
         """What crossed the vsock point since the start."""
-        return [frame for frame in dissect(self._backend.tap.chunks()) if frame.time >= self._start]
+        return [frame for frame in self._history.update().frames if frame.time >= self._start]
 
     def opened_frames(self) -> list[tuple[Frame, bytes]]:
         """The transport data of that time with its plaintext, as it was encrypted: with padding."""
-        opener = SessionOpener(self._log)
-        opened = opener.open(dissect(self._backend.tap.chunks()))
-        return [(frame, plaintext) for frame, plaintext in opened if frame.time >= self._start]
+        return [(frame, plain) for frame, plain in self._history.update().opened if frame.time >= self._start]
 
     def raw_vsock_bytes(self) -> bytes:
         """Every byte of both directions since the start."""

@@ -12,7 +12,6 @@ import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import cbor2
@@ -39,14 +38,6 @@ class EntropyLog:
 
     def __init__(self) -> None:
         self._private: dict[bytes, bytes] = {}
-
-    @classmethod
-    def read(cls, path: Path) -> EntropyLog:
-        """Read a file with one draw a line, in hex."""
-        log = cls()
-        for line in path.read_text().split():
-            log.add(bytes.fromhex(line))
-        return log
 
     def add(self, draw: bytes) -> None:
         """Note one draw of 32 bytes."""

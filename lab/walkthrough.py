@@ -38,7 +38,7 @@ class Passage:
         vsock_frames: WireGuard messages among them.
         readable: Whether any of the payload could be read there.
         rtt_ms: As the client measured it.
-        padded: Length of the plaintext that was encrypted, in bytes.
+        padded: Length of the whole plaintext that was encrypted, in bytes.
     """
 
     direction: str
@@ -262,7 +262,7 @@ def _host(address: str) -> str:
 
 
 def _opening(before: Sighting, passage: Passage) -> str:
-    return f"{len(before.data)} bytes, {passage.padded} with padding; the lab's key log opens it: the same packet"
+    return f"{len(before.data)} bytes, {passage.padded} framed and padded; the lab's key log opens it: the same packet"
 
 
 def _crossing(passage: Passage) -> str:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -43,13 +44,17 @@ _ETC: Final = (
 )
 """What of this machine's /etc a node gets a copy of: enough for the C library and for nft or iptables."""
 
+_KEPT_CAPTURES: Final = 8
+"""The newest captures, for `keep_artifacts`: two observations of all four interfaces."""
+
 _LOCAL_PARENT_CID: Final = 2  # no vsock here, so no CID is ever compared; a QEMU host's
 
 
 class NamespaceCapture:
     """A packet socket that stays in the namespace where it was opened; see `lab.backend.PacketCapture`."""
 
-    def __init__(self, namespace: str, interface: str) -> None:
+    def __init__(self, point: Point, namespace: str, interface: str) -> None:
+        self.point = point
         try:
             self._socket: socket.socket | None = namespaces.inside(namespace, lambda: open_packet_socket(interface))
         except OSError as error:
@@ -118,7 +123,7 @@ class NetnsBackend:
         self.enclave_measurements: Mapping[str, str] = {}
         self.root_sha256 = ""
         self._processes: list[LocalProcess] = []
-        self._captures: list[NamespaceCapture] = []
+        self._captures: deque[NamespaceCapture] = deque(maxlen=_KEPT_CAPTURES)
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
@@ -264,7 +269,7 @@ class NetnsBackend:
         for number, capture in enumerate(self._captures):
             with contextlib.suppress(LabError):
                 if packets := capture.packets():
-                    with (folder / f"capture-{number}.pcap").open("wb") as stream:
+                    with (folder / f"capture-{number}-{capture.point}.pcap").open("wb") as stream:
                         write_pcap(stream, packets, packets[0].linktype)
 
     # -- commands ------------------------------------------------------------------------------------------------------
@@ -359,7 +364,7 @@ class NetnsBackend:
     def capture(self, point: Point) -> NamespaceCapture:
         """Start to capture."""
         node, interface = PACKET_POINTS[point]
-        capture = NamespaceCapture(build.namespace(self.prefix, node), interface)
+        capture = NamespaceCapture(point, build.namespace(self.prefix, node), interface)
         self._captures.append(capture)
         return capture
 

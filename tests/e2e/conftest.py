@@ -104,6 +104,7 @@ def own_network(request: pytest.FixtureRequest) -> Iterator[Ladder]:
 
 @pytest.fixture
 def own_lab(own_network: Ladder) -> Iterator[Ladder]:
-    """The module's laboratory for one test; whatever the test started is killed behind it."""
+    """The module's laboratory for one test, nothing started in it; what the test starts is stopped behind it."""
+    own_network.clear()
     yield own_network
     own_network.clear()

@@ -30,7 +30,18 @@ from wgvsock.addresses import PROVISIONING_PORT
 from wgvsock.attestation.policy import Expectations, PcrSet, Policy
 from wgvsock.attestation.verifier import Verifier
 from wgvsock.provisioning import ProvisioningFailed, RelayProvisioning, TunnelConfig
-from wgvsock.provisioning.errors import AlreadyProvisionedError
+from wgvsock.provisioning.errors import (
+    AlreadyProvisionedError,
+    AttestationRejectedError,
+    AuthFailedError,
+    BadCborError,
+    BadFieldError,
+    BadFrameError,
+    BindingMismatchError,
+    PolicyError,
+    SecureModuleError,
+    UnsupportedVersionError,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -45,7 +56,7 @@ class Refusal:
     check: str
     knobs: dict[str, Any] = field(default_factory=dict)
     change: Callable[[Config], None] = lambda config: None
-    enclave_says: str = "the relay rejected"
+    enclave_says: str = AttestationRejectedError.summary
 
 
 def pin_another_root(config: Config) -> None:
@@ -53,7 +64,7 @@ def pin_another_root(config: Config) -> None:
 
 
 def expect_another_instance(config: Config) -> None:
-    config["enclave"]["module_id"] = "i-0123456789abcdef0-enc0123456789abcdef"
+    config["attestation"]["module_id"] = "i-0123456789abcdef0-enc0123456789abcdef"
 
 
 def allow_another_image(config: Config) -> None:
@@ -62,24 +73,42 @@ def allow_another_image(config: Config) -> None:
 
 ANOTHER_KEY = bytes.fromhex("302a300506032b656e032100") + b"\x09" + bytes(31)  # X25519 SubjectPublicKeyInfo, RFC 8410
 
-REFUSALS = [
-    Refusal("the module's root is not the pinned one", "chain.root", {"wrong_root": True}),
-    Refusal("the relay pins another root", "chain.root", change=pin_another_root),
+WRONG_DOCUMENTS = [
+    Refusal("the root is not the pinned one", "chain.root", {"wrong_root": True}),
     Refusal("debug mode", "pcr.debug", {"debug": True}),
-    Refusal("another image", "pcr.set", {"pcrs": {0: b"\x77" * 48}}),
-    Refusal("one PCR of the set differs", "pcr.set", change=allow_another_image),
-    Refusal("a stale document", "freshness.stale", {"clock_offset": -600}),
-    Refusal("a document from the future", "freshness.future", {"clock_offset": 600}),
+    Refusal("another image", "pcr.set", {"pcrs": {0: b"\x77" * 48}}, enclave_says=PolicyError.summary),
+    Refusal("stale", "freshness.stale", {"clock_offset": -600}),
+    Refusal("from the future", "freshness.future", {"clock_offset": 600}),
     Refusal("another nonce", "nonce.mismatch", {"payload": {"nonce": b"\x01" * 32}}),
     Refusal("no nonce", "nonce.missing", {"without": ("nonce",)}),
-    Refusal("another instance", "module_id.launched", change=expect_another_instance),
     Refusal("a leaf for another enclave", "module_id", {"leaf_module_id": "i-0aaaaaaaaaaaaaaaa-enc0aaaaaaaaaaaaaaa"}),
-    Refusal("another key in the document", "public_key", {"payload": {"public_key": b"\x01" * 44}}),
-    Refusal("a key that the PCR does not commit to", "pcr.key", {"payload": {"public_key": ANOTHER_KEY}}),
-    Refusal("another exchange's binding", "user_data", {"payload": {"user_data": b"\x02" * 64}}),
+    Refusal(
+        "no X25519 key",
+        "public_key",
+        {"payload": {"public_key": b"\x01" * 44}},
+        enclave_says=BindingMismatchError.summary,
+    ),
+    Refusal(
+        "a key that the PCR does not commit to",
+        "pcr.key",
+        {"payload": {"public_key": ANOTHER_KEY}},
+        enclave_says=BindingMismatchError.summary,
+    ),
+    Refusal(
+        "another exchange's binding",
+        "user_data",
+        {"payload": {"user_data": b"\x02" * 64}},
+        enclave_says=BindingMismatchError.summary,
+    ),
     Refusal("a broken signature", "cose.sig", {"corrupt_signature": True}),
-    Refusal("a document with a tail", "cbor", {"trailing_bytes": 3}),
-    Refusal("a duplicate key in the payload", "cbor", {"duplicate_key": True}),
+    Refusal("a tail", "cbor", {"trailing_bytes": 3}),
+    Refusal("a key twice", "cbor", {"duplicate_key": True}),
+]
+
+WRONG_POLICIES = [
+    Refusal("another root pinned", "chain.root", change=pin_another_root),
+    Refusal("one PCR of the set differs", "pcr.set", change=allow_another_image, enclave_says=PolicyError.summary),
+    Refusal("another instance", "module_id.launched", change=expect_another_instance, enclave_says=PolicyError.summary),
 ]
 
 
@@ -89,10 +118,9 @@ def nothing_came_of_it(lab: Ladder) -> None:
     assert status is not None
     assert not status["ready"]
     assert status["wireguard"]["peers"] == []
-    assert lab.nat_rules() == ""
-    inside = lab.backend.status(Node.ENCLAVE)
-    assert inside is not None
-    assert inside["state"] != "active"
+    rules = lab.nat_rules()
+    assert "masquerade" not in rules
+    assert "dnat" not in rules
 
 
 def logged(lab: Ladder, relay: str, enclave: str | None) -> None:
@@ -103,19 +131,55 @@ def logged(lab: Ladder, relay: str, enclave: str | None) -> None:
         lab.enclave.wait_for_line(enclave, lab.backend.deadline(10))
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
-def test_document_refused(own_lab: Ladder, refusal: Refusal) -> None:
+def name_of(refusal: Refusal) -> str:
+    return refusal.name.replace(" ", "-")
+
+
+@pytest.mark.parametrize("refusal", WRONG_DOCUMENTS, ids=name_of)
+def test_wrong_document(own_lab: Ladder, refusal: Refusal) -> None:
     own_lab.backend.nsm.set_faults(**refusal.knobs)
+    own_lab.start_enclave()
+    own_lab.start_relay()
+    logged(own_lab, f"check {refusal.check}:", refusal.enclave_says)
+    nothing_came_of_it(own_lab)
+    assert own_lab.state_of_enclave() == "unprovisioned"
+
+    own_lab.backend.nsm.reset()
+    own_lab.attest_again()
+    own_lab.wait_ready()
+    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"debug": True}, {"pcrs": {0: b"\x77" * 48}}, {"wrong_root": True}], ids=lambda knobs: next(iter(knobs))
+)
+def test_wrong_document_later_ends_what_was_right_before(own_lab: Ladder, knobs: dict[str, Any]) -> None:
+    own_lab.start_enclave()
+    own_lab.start_relay()
+    own_lab.wait_ready()
+    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
+    own_lab.backend.nsm.set_faults(**knobs)
+    own_lab.attest_again()
+    logged(own_lab, "the attestation document was rejected", None)
+    nothing_came_of_it(own_lab)
+    assert not own_lab.try_probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7", "--timeout", "0.3")["ok"]
+
+    own_lab.backend.nsm.reset()
+    own_lab.attest_again()
+    own_lab.wait_ready()
+    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
+
+
+@pytest.mark.parametrize("refusal", WRONG_POLICIES, ids=name_of)
+def test_enclave_that_the_policy_does_not_allow(own_lab: Ladder, refusal: Refusal) -> None:
     config = own_lab.backend.relay_config()
     refusal.change(config)
     own_lab.start_enclave()
     own_lab.start_relay(config)
-    logged(own_lab, f"check {refusal.check}", refusal.enclave_says)
+    logged(own_lab, f"check {refusal.check}:", refusal.enclave_says)
     nothing_came_of_it(own_lab)
 
-    own_lab.backend.nsm.reset()
-    if config != own_lab.backend.relay_config():
-        own_lab.restart_relay()
+    own_lab.restart_relay()
     own_lab.wait_ready()
     own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
 
@@ -140,6 +204,7 @@ def refuse_with(meddled: tuple[Ladder, Meddler, Config], meddle: Meddle, relay: 
     logged(lab, relay, enclave)
     nothing_came_of_it(lab)
     meddler.meddle = honest
+    lab.attest_again()
     lab.wait_ready()
     lab.probe(Node.ENCLAVE, "udp", lab.topology.external4, "7")
 
@@ -156,7 +221,7 @@ def test_relays_key_swapped_on_the_way(meddled: tuple[Ladder, Meddler, Config]) 
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return changed(payload, k4=os.urandom(32)) if name == "REQUEST" else [frame(payload)]
 
-    refuse_with(meddled, meddle, "AUTH_FAILED", "AUTH_FAILED")
+    refuse_with(meddled, meddle, AuthFailedError.summary, AuthFailedError.summary)
 
 
 def test_relays_key_swapped_and_signed_again(meddled: tuple[Ladder, Meddler, Config]) -> None:
@@ -170,7 +235,7 @@ def test_relays_key_swapped_and_signed_again(meddled: tuple[Ladder, Meddler, Con
             return [frame(payload)]
         return [frame(signed_by_the_attacker(hellos[-1], payload))]
 
-    refuse_with(meddled, meddle, "check user_data", "the relay rejected")
+    refuse_with(meddled, meddle, "check user_data", BindingMismatchError.summary)
 
 
 def signed_by_the_attacker(hello: bytes, request: bytes) -> bytes:
@@ -188,7 +253,7 @@ def test_capabilities_downgraded_on_the_way(meddled: tuple[Ladder, Meddler, Conf
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return changed(payload, k5=["framing/native", "profile/plain"]) if name == "HELLO" else [frame(payload)]
 
-    refuse_with(meddled, meddle, "AUTH_FAILED", "AUTH_FAILED")
+    refuse_with(meddled, meddle, AuthFailedError.summary, AuthFailedError.summary)
 
 
 def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler, Config]) -> None:
@@ -203,14 +268,14 @@ def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler, C
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return [frame(recorded if name == "RESPONSE" else payload)]
 
-    refuse_with(meddled, meddle, "check nonce.mismatch", "the relay rejected")
+    refuse_with(meddled, meddle, "check nonce.mismatch", AttestationRejectedError.summary)
 
 
 def test_other_codes_document(meddled: tuple[Ladder, Meddler, Config]) -> None:
     """The attacker runs an enclave of its own, genuine but with other code, and has it attest to this very exchange."""
     lab, _, _ = meddled
     path = lab.backend.directory / "nsm/attacker.sock"
-    lab.backend.nsm.create(f"attacker-{os.urandom(4).hex()}", str(path))
+    lab.backend.nsm.create("attacker", str(path), measurements={number: os.urandom(48) for number in range(3)})
     seen: dict[str, bytes] = {}
 
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
@@ -227,17 +292,17 @@ def test_other_codes_document(meddled: tuple[Ladder, Meddler, Config]) -> None:
         module.close()
         return changed(payload, k3=document)
 
-    refuse_with(meddled, meddle, "check pcr.set", "the relay rejected")
+    refuse_with(meddled, meddle, "check pcr.set", PolicyError.summary)
 
 
 @pytest.mark.parametrize(
     ("answer", "relay"),
     [
-        (struct.pack(">I", 1 << 30), "BAD_FRAME"),
-        (struct.pack(">I", 16 * 1024 + 1), "BAD_FRAME"),
-        (frame(b"\xff" * 100), "BAD_CBOR"),
-        (frame(cbor2.dumps({1: 1, 2: 2})), "BAD_FIELD"),
-        (frame(cbor2.dumps({1: 7, 2: 2, 3: b""})), "UNSUPPORTED_VERSION"),
+        (struct.pack(">I", 1 << 30), BadFrameError.summary),
+        (struct.pack(">I", 16 * 1024 + 1), BadFrameError.summary),
+        (frame(b"\xff" * 100), BadCborError.summary),
+        (frame(cbor2.dumps({1: 1, 2: 2})), BadFieldError.summary),
+        (frame(cbor2.dumps({1: 7, 2: 2, 3: b""})), UnsupportedVersionError.summary),
     ],
     ids=["huge", "one-byte-too-long", "garbage", "field-missing", "other-version"],
 )
@@ -252,9 +317,10 @@ def test_module_that_refuses(own_lab: Ladder) -> None:
     own_lab.backend.nsm.set_faults(error="InternalError")
     own_lab.start_enclave()
     own_lab.start_relay()
-    logged(own_lab, "NSM_ERROR", "InternalError")
+    logged(own_lab, SecureModuleError.summary, SecureModuleError.summary)
     nothing_came_of_it(own_lab)
     own_lab.backend.nsm.reset()
+    own_lab.attest_again()
     own_lab.wait_ready()
 
 
@@ -279,9 +345,7 @@ def test_bad_frame_to_the_enclave(own_lab: Ladder, attack: bytes, code: int) -> 
         error = receive(stream)
         assert (error[2], error[3]) == (255, code)
         assert stream.read() == b""  # and the connection is over
-    inside = own_lab.backend.status(Node.ENCLAVE)
-    assert inside is not None
-    assert inside["state"] == "unprovisioned"
+    assert own_lab.state_of_enclave() == "unprovisioned"
     own_lab.start_relay()
     own_lab.wait_ready()
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 import struct
 from ipaddress import ip_network
-from pathlib import Path
 
 import cbor2
 import pytest
@@ -129,11 +128,11 @@ def test_without_the_entropy_nothing_opens() -> None:
     assert list(SessionOpener(EntropyLog()).open(dissect(session.chunks))) == []
 
 
-def test_the_log_is_read_from_hex_lines(tmp_path: Path) -> None:
+def test_a_log_knows_the_public_keys_of_its_draws() -> None:
     draw = os.urandom(32)
-    path = tmp_path / "entropy.log"
-    path.write_text(draw.hex() + "\n")
-    log = EntropyLog.read(path)
+    log = EntropyLog()
+    assert public(draw) not in log
+    log.add(draw)
     assert public(draw) in log
     with pytest.raises(LookupError):
         log.dh(bytes(31) + b"\x09", bytes(31) + b"\x08")
