@@ -15,7 +15,8 @@ A request is ``{"id": n, "op": …}``; every answer repeats the id:
 * ``poll``: pid -> state (code, or null while it runs)
 * ``signal``: pid, signal, group -> done
 * ``write``: path, mode, data -> done              * ``read``: path, offset -> content (data)
-* ``clock``: time (Unix, seconds) -> done          * ``poweroff`` -> nothing: the machine goes
+* ``set-clock``: time (Unix, seconds) -> done      * ``clock`` -> clock (time)
+* ``poweroff`` -> nothing: the machine goes
 
 Spawned commands outlive the host's connection, and their exit codes are kept; what a host that has gone was still to be
 told is dropped.
@@ -147,7 +148,8 @@ class Agent:
             "signal": self._signal,
             "write": self._write,
             "read": self._read,
-            "clock": self._clock,
+            "set-clock": self._set_clock,
+            "clock": lambda port, request: port.answer(request["id"], "clock", time=time.time()),
             "poweroff": lambda _port, _request: power_off(),
         }
 
@@ -278,7 +280,7 @@ class Agent:
             data = file.read(READ_LIMIT)
         port.answer(request["id"], "content", data=base64.b64encode(data).decode())
 
-    def _clock(self, port: Port, request: dict[str, Any]) -> None:
+    def _set_clock(self, port: Port, request: dict[str, Any]) -> None:
         time.clock_settime(time.CLOCK_REALTIME, request["time"])
         port.answer(request["id"], "done")
 

@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -77,8 +78,14 @@ class GuestCapture:
     """A capture that runs in a guest; see `lab.backend.PacketCapture`."""
 
     def __init__(
-        self, machine: Machine, process: GuestProcess, records: str, deadline: Callable[[float], Deadline]
+        self,
+        point: Point,
+        machine: Machine,
+        process: GuestProcess,
+        records: str,
+        deadline: Callable[[float], Deadline],
     ) -> None:
+        self.point = point
         self._machine = machine
         self._process = process
         self._records = records
@@ -87,6 +94,7 @@ class GuestCapture:
         self._reader = watch.RecordReader()
         self._packets: list[CapturedPacket] = []
         self._closed = False
+        self._clock_offset = machine.channel().clock_offset()
         process.wait_for_line(watch.READY, deadline(20))
 
     def packets(self) -> list[CapturedPacket]:
@@ -105,7 +113,8 @@ class GuestCapture:
         ended = self._process.poll() is not None
         data = self._machine.channel().read_file(self._records, self._offset)
         self._offset += len(data)
-        self._packets += self._reader.feed(data)
+        packets = self._reader.feed(data)
+        self._packets += [replace(packet, time=packet.time + self._clock_offset) for packet in packets]
         return ended or self._reader.marks > marks
 
     def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
@@ -481,7 +490,7 @@ class GuestBackend(NetnsBackend):
         log = self.directory / f"logs/capture-{number}.log"
         argv = [*self._enter_in_guest(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
         process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
-        capture = GuestCapture(machine, process, records, self.deadline)
+        capture = GuestCapture(point, machine, process, records, self.deadline)
         self._captures.append(capture)  # type: ignore[arg-type]
         return capture
 

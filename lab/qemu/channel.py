@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from lab.errors import LabTimeoutError
 from lab.process import LocalProcess
 from lab.qemu.errors import GuestError
 
+_CLOCK_SAMPLES: Final = 24
 _PATIENCE: Final = 60.0
 """Seconds for an answer that takes the agent no time, on the slowest of guests."""
 
@@ -68,6 +70,15 @@ class Channel:
         with self._request("run", **request) as answers:
             code = self._follow(answers, deadline, f"end {' '.join(argv)}", collect)
         return Completed(tuple(argv), code, output["stdout"], output["stderr"])
+
+    def stream(self, argv: Sequence[str], stdin: bytes, output: Callable[[str, bytes], None]) -> int:
+        """Run a command without a terminal until it ends, and return its exit code; its output comes as it is written.
+
+        Raises:
+            GuestError: The guest is gone, or could not start the command.
+        """
+        with self._request("run", argv=list(argv), stdin=_encode(stdin)) as answers:
+            return self._follow(answers, None, f"run {' '.join(argv)}", output)
 
     def interact(
         self, argv: Sequence[str], output: Callable[[str, bytes], None], started: Callable[[int], None]
@@ -133,7 +144,20 @@ class Channel:
 
     def set_clock(self, now: float) -> None:
         """Set the guest's wall clock, Unix time in seconds: at boot it has whole seconds only."""
-        self._ask("set its clock", "clock", time=now)
+        self._ask("set its clock", "set-clock", time=now)
+
+    def clock_offset(self) -> float:
+        """Seconds that our wall clock is ahead of the guest's, from the quickest of some exchanges (RFC 5905, 8).
+
+        The error is at most half of what that exchange took.
+        """
+        exchanges = []
+        for _ in range(_CLOCK_SAMPLES):
+            before = time.time()
+            theirs = self._ask("tell the time", "clock")["time"]
+            after = time.time()
+            exchanges.append((after - before, (before + after) / 2 - theirs))
+        return float(min(exchanges)[1])
 
     def close(self) -> None:
         """Hang up; idempotent."""

@@ -1,6 +1,8 @@
-"""A terminal in a guest: ``python -m lab.qemu.shell SOCKET -- argv…``; the exit code is the command's.
+"""A shell, or a command, in a guest: ``python -m lab.qemu.shell SOCKET -- argv…``; the exit code is the command's.
 
-It has a virtio-serial port of its own, so that a person's shell and the laboratory's requests do not meet.
+The command has a terminal exactly if this one has; otherwise all of standard input is read first, and output and error
+stay apart, byte by byte. It has a virtio-serial port of its own, so that a person's shell and the laboratory's
+requests do not meet.
 """
 
 from __future__ import annotations
@@ -24,9 +26,21 @@ def main(argv: list[str]) -> int:
     path, _, *command = argv
     channel = Channel(Deadline(10).poll(lambda: connected(Path(path)), "the guest's shell port"), "shell")
 
-    def show(_stream: str, data: bytes) -> None:
-        os.write(sys.stdout.fileno(), data)
+    try:
+        if sys.stdin.isatty():
+            return _in_terminal(channel, command)
+        return channel.stream(command, sys.stdin.buffer.read(), _write)
+    finally:
+        channel.close()
 
+
+def _write(stream: str, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write({"stdout": 1, "stderr": 2}[stream], view) :]
+
+
+def _in_terminal(channel: Channel, command: list[str]) -> int:
     def type_along(pid: int) -> None:
         def copy() -> None:
             while data := os.read(sys.stdin.fileno(), 4096):
@@ -35,18 +49,12 @@ def main(argv: list[str]) -> int:
         threading.Thread(target=copy, name="keyboard", daemon=True).start()
 
     with _raw_terminal():
-        try:
-            return channel.interact(command, show, type_along)
-        finally:
-            channel.close()
+        return channel.interact(command, _write, type_along)
 
 
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
-    """Every key goes to the guest, Ctrl-C too; nothing to do where standard input is no terminal."""
-    if not sys.stdin.isatty():
-        yield
-        return
+    """Every key goes to the guest, Ctrl-C too."""
     before = termios.tcgetattr(sys.stdin)
     tty.setraw(sys.stdin)
     try:

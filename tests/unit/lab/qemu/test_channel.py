@@ -151,6 +151,10 @@ def test_a_terminal_echoes_and_ends(channel: Channel) -> None:
     assert b"got hello" in b"".join(shown)
 
 
+def test_one_machines_clock_has_no_offset_to_itself(channel: Channel) -> None:
+    assert abs(channel.clock_offset()) < 1
+
+
 def test_a_large_file_comes_whole(channel: Channel, tmp_path: Path) -> None:
     data = os.urandom(agent.READ_LIMIT * 2 + 17)
     channel.write_file(f"{tmp_path}/large", data)
