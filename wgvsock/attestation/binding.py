@@ -9,6 +9,8 @@ import hashlib
 import re
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
 from wgvsock.attestation.document import PCR_SIZE
 from wgvsock.attestation.errors import PublicKeyError
 from wgvsock.errors import ConfigurationError
@@ -17,6 +19,8 @@ X25519_KEY_SIZE: Final = 32
 
 _SPKI_PREFIX: Final = bytes.fromhex("302a300506032b656e032100")
 """DER of SubjectPublicKeyInfo with the algorithm id-X25519 up to the 32 key bytes (RFC 8410, section 4)."""
+
+_ANY_SCALAR: Final = X25519PrivateKey.from_private_bytes(bytes(X25519_KEY_SIZE))  # clamped to a multiple of 8
 
 _KEY_COMMITMENT_LABEL: Final = b"wgvsock/wg-key/1"
 _ENCLAVE_ID: Final = re.compile(r"(i-[0-9a-f]{8,17})-enc([0-9a-f]{1,16})", re.ASCII)
@@ -46,6 +50,15 @@ def decode_x25519_spki(spki: bytes | None) -> bytes:
     if len(spki) != len(_SPKI_PREFIX) + X25519_KEY_SIZE or not spki.startswith(_SPKI_PREFIX):
         raise PublicKeyError("the public key is no X25519 SubjectPublicKeyInfo")
     return spki[len(_SPKI_PREFIX) :]
+
+
+def has_small_order(public_key: bytes) -> bool:
+    """Whether an X25519 key is one of the points whose shared secret with everybody is zero (RFC 7748, section 6.1)."""
+    try:
+        _ANY_SCALAR.exchange(X25519PublicKey.from_public_bytes(public_key))
+    except ValueError:
+        return True
+    return False
 
 
 def wireguard_key_commitment(spki: bytes) -> bytes:

@@ -23,7 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from wgvsock.attestation import errors
-from wgvsock.attestation.binding import decode_x25519_spki, extended_pcr, parse_enclave_id, wireguard_key_commitment
+from wgvsock.attestation.binding import (
+    decode_x25519_spki,
+    extended_pcr,
+    has_small_order,
+    parse_enclave_id,
+    wireguard_key_commitment,
+)
 from wgvsock.attestation.certificates import verify_chain
 from wgvsock.attestation.document import PCR_SIZE, AttestationDocument, parse_document
 from wgvsock.attestation.policy import (
@@ -256,11 +262,13 @@ def check_binding(document: VerifiedDocument, expectations: Expectations) -> byt
         The attested WireGuard public key, 32 bytes: the one to install, whatever key was named elsewhere.
 
     Raises:
-        PublicKeyError: public_key is no X25519 SubjectPublicKeyInfo.
+        PublicKeyError: public_key is no X25519 SubjectPublicKeyInfo, or a key of small order.
         UserDataError: user_data is not the binding that the relay computed.
         WireguardKeyPcrError: The key PCR does not hold the commitment to this key.
     """
     public_key = decode_x25519_spki(document.public_key)
+    if has_small_order(public_key):
+        raise errors.PublicKeyError("the public key has small order: everybody shares its secrets")
     bound = document.user_data or b""
     # An empty expectation is one that nobody filled in: it must not match a document that binds nothing.
     if not bound or not hmac.compare_digest(bound, expectations.user_data):

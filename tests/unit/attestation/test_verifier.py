@@ -23,6 +23,8 @@ from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, Expectations, PcrSet, 
 from wgvsock.attestation.verifier import AttestedEnclave, Verifier
 from wgvsock.errors import LocalProtocolError
 
+ANOTHER_KEY = b"\x09" + bytes(31)  # X25519's base point (RFC 7748, section 4.1)
+
 P384_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 
 
@@ -143,7 +145,7 @@ def test_one_fault_one_check(lab: Any, faults: dict[str, Any], check: str) -> No
         ({"payload": {"public_key": bytes(32)}}, {}, "public_key"),
         ({"payload": {"user_data": None}}, {}, "user_data"),
         ({"payload": {"user_data": bytes(64)}}, {}, "user_data"),
-        ({"payload": {"public_key": encode_x25519_spki(bytes(32))}}, {}, "pcr.key"),
+        ({"payload": {"public_key": encode_x25519_spki(ANOTHER_KEY)}}, {}, "pcr.key"),
         ({"without_pcrs": (16,)}, {}, "pcr.key"),
         ({"pcrs": {16: bytes(48)}}, {}, "pcr.key"),
         ({}, {"wireguard_key_pcr": 17}, "pcr.key"),
@@ -167,9 +169,16 @@ def test_nothing_is_not_equal_to_nothing(lab: Any) -> None:
 
 
 def test_without_a_key_pcr_the_document_alone_binds_the_key(lab: Any) -> None:
-    other = encode_x25519_spki(bytes(32))
+    other = encode_x25519_spki(ANOTHER_KEY)
     enclave = attest(lab, lab.document(payload={"public_key": other}), wireguard_key_pcr=None)
-    assert enclave.wireguard_public_key == bytes(32)
+    assert enclave.wireguard_public_key == ANOTHER_KEY
+
+
+@pytest.mark.parametrize("point", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
+def test_a_key_of_small_order_is_nobodys(lab: Any, point: int) -> None:
+    """Points of order 1, 2 and 4 on curve and twist, canonical and not (RFC 7748, section 6.1)."""
+    weak = encode_x25519_spki(point.to_bytes(32, "little"))
+    assert rejected(attest, lab, lab.document(payload={"public_key": weak}), wireguard_key_pcr=None) == "public_key"
 
 
 # The order: what is reported when more than one thing is wrong.
