@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from wgvsock.addresses import VsockAddress
@@ -30,7 +30,7 @@ class Provisioner:
         newest_epoch: Of the last request, milliseconds; the enclave wants them to grow.
     """
 
-    signing_seed: bytes
+    signing_seed: bytes = field(repr=False)
     random: Callable[[int], bytes]
     utc_now: Callable[[], datetime]
     deadlines: Deadlines

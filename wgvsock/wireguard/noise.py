@@ -9,7 +9,7 @@ A responder answers at once, so all that outlives a call is the initiator's `Pen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -67,8 +67,8 @@ class Identity:
 class TransportKeys:
     """What a handshake yields (section 5.4.5): one key for each direction, seen from this side."""
 
-    sending: bytearray
-    receiving: bytearray
+    sending: bytearray = field(repr=False)
+    receiving: bytearray = field(repr=False)
 
     def wipe(self) -> None:
         """Overwrite both keys."""
@@ -83,7 +83,7 @@ class PendingInitiation:
     local_index: int
     created_at: float
     ephemeral: X25519PrivateKey
-    chaining_key: bytearray
+    chaining_key: bytearray = field(repr=False)
     hash: bytes
 
     def wipe(self) -> None:
@@ -190,7 +190,7 @@ class OpenedInitiation:
 
     message: HandshakeInitiation
     remote_static: bytes
-    chaining_key: bytes
+    chaining_key: bytes = field(repr=False)
     hash: bytes
 
 

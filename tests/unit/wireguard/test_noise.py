@@ -254,6 +254,16 @@ def test_wiping() -> None:
     assert not any(keys.sending + keys.receiving)
 
 
+def test_no_representation_shows_a_secret() -> None:
+    sides = Sides()
+    opened = open_initiation(sides.bob, sides.initiation())
+    pending = sides.at_alice.pending
+    assert pending is not None
+    assert repr(bytes(pending.chaining_key))[2:-1] not in repr(pending)
+    assert repr(opened.chaining_key)[2:-1] not in repr(opened)
+    assert "sending" not in repr(TransportKeys(bytearray(b"sending secret"), bytearray(b"receiving secret")))
+
+
 def test_a_new_identity_replaces_the_precomputed_secret() -> None:
     sides = Sides()
     before = sides.at_alice.precomputed_static_static
