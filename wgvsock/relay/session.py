@@ -75,6 +75,7 @@ class Session:
         self._stream = stream
         self._clock = clock
         self._peer: Peer | None = None
+        self._installed_at = -math.inf
         self._established = asyncio.Event()
         self._handshake_seconds = 0.0
         self._handshake_at = -math.inf
@@ -120,6 +121,7 @@ class Session:
             successor_of=replaces,
             now=now,
         )
+        self._installed_at = now
         self._established.clear()
         self._lost_at = None
         self._peer.initiate_handshake(now)
@@ -166,7 +168,9 @@ class Session:
             case HandshakeCompleted(peer, _, duration) if peer is self._peer:
                 self._handshake_seconds = duration
                 self._handshake_at = self._clock()
-                self._established.set()
+                # One that was under way when the keys changed proves the old ones.
+                if self._handshake_at - duration >= self._installed_at:
+                    self._established.set()
             case _:
                 pass
 
