@@ -23,7 +23,7 @@ SILENT_KEEPALIVES: Final = 3
 """Persistent keepalives of the enclave that may fail to come before the tunnel counts as dead."""
 
 _JUST_NOW: Final = 1e-6
-"""Seconds; a loss that was noticed this instant is a loss already."""
+"""Seconds; a loss that was noticed this instant is a loss already, a handshake that began this instant is a new one."""
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Session:
                 self._handshake_seconds = duration
                 self._handshake_at = self._clock()
                 # One that was under way when the keys changed proves the old ones.
-                if self._handshake_at - duration >= self._installed_at:
+                if self._handshake_at - duration > self._installed_at - _JUST_NOW:
                     self._established.set()
             case _:
                 pass

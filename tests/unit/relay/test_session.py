@@ -52,8 +52,9 @@ class Relay:
     def install(self, enclave_key: bytes, preshared_key: bytes = b"p" * 32) -> None:
         self.session.install(attested_enclave(enclave_key), preshared_key, self.new_key(), SETTINGS)
 
-    def complete(self) -> None:
-        """The peer proves its keys."""
+    async def complete(self) -> None:
+        """The peer proves its keys, half a second after they were installed, by a handshake of a quarter."""
+        await asyncio.sleep(0.5)
         peer: Any = self.session.peer
         peer.last_authenticated = asyncio.get_running_loop().time()
         self.session.on_event(HandshakeCompleted(peer, True, 0.25))
@@ -81,7 +82,7 @@ async def test_the_attested_key_and_the_preshared_key_become_the_peer(key: bytes
     assert relay.device.datagrams_to_send()  # the handshake's initiation
     assert relay.woken
     assert not relay.session.is_established
-    relay.complete()
+    await relay.complete()
     assert await relay.session.establish(SETTINGS, 10) == 0.25
     assert relay.session.is_established
     assert relay.session.handshake_age == 0.0
@@ -100,6 +101,16 @@ async def test_without_a_handshake_in_time_the_peer_is_removed(key: bytes) -> No
 
 
 @without_waiting
+async def test_a_handshake_that_began_under_earlier_keys_proves_nothing(key: bytes) -> None:
+    relay = Relay()
+    relay.install(key)
+    peer: Any = relay.session.peer
+    await asyncio.sleep(0.5)
+    relay.session.on_event(HandshakeCompleted(peer, False, 0.75))
+    assert not relay.session.is_established
+
+
+@without_waiting
 async def test_other_events_prove_nothing(key: bytes, other: bytes) -> None:
     relay = Relay()
     relay.install(key)
@@ -114,7 +125,7 @@ async def test_other_events_prove_nothing(key: bytes, other: bytes) -> None:
 async def test_the_same_enclave_under_new_keys_is_the_same_peer(key: bytes) -> None:
     relay = Relay()
     relay.install(key)
-    relay.complete()
+    await relay.complete()
     await relay.session.establish(SETTINGS, 10)
     before, ours = relay.session.peer, relay.device.public_key
     relay.install(key, b"q" * 32)
@@ -130,12 +141,12 @@ async def test_the_same_enclave_under_new_keys_is_the_same_peer(key: bytes) -> N
 async def test_another_enclave_takes_over_and_the_old_one_retires(key: bytes, other: bytes) -> None:
     relay = Relay()
     relay.install(key)
-    relay.complete()
+    await relay.complete()
     await relay.session.establish(SETTINGS, 10)
     relay.install(other)
     assert set(relay.device.peers) == {key, other}
     assert relay.device.peers[key].allowed_ips == SETTINGS.allowed_ips  # nothing changes before the handshake
-    relay.complete()
+    await relay.complete()
     await relay.session.establish(SETTINGS, 10)
     assert relay.device.peers[other].allowed_ips == SETTINGS.allowed_ips
     await asyncio.sleep(RETIREMENT + 1)
@@ -147,7 +158,7 @@ async def test_a_retiring_peer_that_returns_stays(key: bytes, other: bytes) -> N
     relay = Relay()
     for enclave in (key, other, key):
         relay.install(enclave)
-        relay.complete()
+        await relay.complete()
         await relay.session.establish(SETTINGS, 10)
     await asyncio.sleep(RETIREMENT + 1)
     assert set(relay.device.peers) == {key}
@@ -158,7 +169,7 @@ async def test_dropping_removes_retiring_peers_too(key: bytes, other: bytes) -> 
     relay = Relay()
     for enclave in (key, other):
         relay.install(enclave)
-        relay.complete()
+        await relay.complete()
         await relay.session.establish(SETTINGS, 10)
     relay.session.drop("the test")
     assert not relay.device.peers
@@ -170,7 +181,7 @@ async def test_dropping_removes_retiring_peers_too(key: bytes, other: bytes) -> 
 async def test_a_loss_is_counted_from_when_it_is_seen(key: bytes) -> None:
     relay = Relay()
     relay.install(key)
-    relay.complete()
+    await relay.complete()
     assert relay.link is not None
     assert relay.session.lost_for() == 0.0
     relay.link.connected = False
@@ -189,7 +200,7 @@ async def test_a_loss_is_counted_from_when_it_is_seen(key: bytes) -> None:
 async def test_silence_is_a_loss_too(key: bytes) -> None:
     relay = Relay()
     relay.install(key)
-    relay.complete()
+    await relay.complete()
     await asyncio.sleep(SILENT_KEEPALIVES * SETTINGS.persistent_keepalive - 1)
     assert relay.session.lost_for() == 0.0
     await asyncio.sleep(2)
@@ -202,6 +213,6 @@ async def test_without_keepalives_silence_means_nothing(key: bytes) -> None:
     relay.session.install(
         attested_enclave(key), bytes(32), relay.new_key(), PeerSettings(ADDRESS, (), 0, Profile.PLAIN)
     )
-    relay.complete()
+    await relay.complete()
     await asyncio.sleep(1000)
     assert relay.session.lost_for() == 0.0
