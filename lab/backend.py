@@ -16,7 +16,7 @@ from lab.capture import CapturedPacket
 from lab.deadline import Deadline
 from lab.nsm.client import NsmControl
 from lab.tap import TapControl
-from lab.topology import Node, Point, Topology
+from lab.topology import Node, Point, Service, Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,8 @@ class Backend(Protocol):
     """The fake Nitro Security Module's knobs."""
     root_sha256: str
     """Fingerprint of the laboratory's attestation root, hex."""
+    clock_error: float
+    """Seconds by which times of captures in different machines may be apart; 0 where all have one clock."""
     enclave_measurements: Mapping[str, str]
     """``PCR0`` and so on of the image in the enclave, hex."""
 
@@ -152,6 +154,15 @@ class Backend(Protocol):
     @classmethod
     def unavailable(cls) -> Unavailable | None:
         """None where this machine can run the backend."""
+        ...
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Download and build what `up` needs and what outlives it, where it is not there yet.
+
+        Raises:
+            LabError: It cannot be had.
+        """
         ...
 
     def up(self) -> None:
@@ -179,12 +190,20 @@ class Backend(Protocol):
         """The laboratory that another process has raised."""
         ...
 
+    def detach(self) -> None:
+        """Let go of the machines, which run on, for another process to use them; the next call takes hold again."""
+        ...
+
     def process(self, name: str) -> Process | None:
         """The newest process of a name (``relay``, ``enclave``, …) that still runs."""
         ...
 
     def enter(self, node: Node) -> list[str]:
         """What to put in front of a command on this machine so that it runs in one of the laboratory's."""
+        ...
+
+    def translate(self, node: Node, argv: Sequence[str]) -> list[str]:
+        """A command of this machine as it is written in one of the laboratory's: interpreter, checkout's files."""
         ...
 
     def deadline(self, seconds: float) -> Deadline:
@@ -203,6 +222,10 @@ class Backend(Protocol):
 
     def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool = False) -> Process:
         """Start a command in a machine and leave it running, with its output in ``logs/<name>.log``."""
+        ...
+
+    def start_server(self, service: Service) -> Process:
+        """Start the server of a node as ``<node>-server``, without waiting until it listens; `up` starts all."""
         ...
 
     def relay_config(self) -> dict[str, Any]:

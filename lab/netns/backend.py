@@ -112,6 +112,7 @@ class NetnsBackend:
 
     name = "netns"
     scale = 1.0
+    clock_error = 0.0
 
     tap: TapControl
     nsm: NsmControl
@@ -152,6 +153,9 @@ class NetnsBackend:
         backend._connect_controls()
         return backend
 
+    def detach(self) -> None:
+        """Nothing is held: namespaces are entered anew for each command."""
+
     def process(self, name: str) -> LocalProcess | None:
         """The newest process of a name that still runs."""
         for process in reversed(self._processes):
@@ -161,6 +165,10 @@ class NetnsBackend:
 
     # -- up and down ---------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def prepare(cls) -> None:
+        """Nothing to download, nothing to build."""
+
     def up(self) -> None:
         """Raise network, servers, signer and tap."""
         for folder in ("logs", "nsm", "relay-side", "enclave-side"):
@@ -168,7 +176,7 @@ class NetnsBackend:
         for node in Node:
             self._furnish(node)
         build.raise_network(self.topology, self.prefix)
-        starting = [self._start_server(service) for service in self.topology.services]
+        starting = [self.start_server(service) for service in self.topology.services]
         signer = self._start_signer()
         tap = self._start_tap()
         for process in (*starting, tap):
@@ -196,7 +204,8 @@ class NetnsBackend:
         resolver = f"nameserver {self.topology.external4}\n" if node in {Node.POD, Node.EXTERNAL} else ""
         (etc / "resolv.conf").write_text(resolver)
 
-    def _start_server(self, service: Service) -> LocalProcess:
+    def start_server(self, service: Service) -> LocalProcess:
+        """Start the server of a node."""
         return self.spawn(service.node, self.server_argv(service), name=f"{service.node}-server")
 
     def server_argv(self, service: Service) -> list[str]:
@@ -281,6 +290,11 @@ class NetnsBackend:
     def enter(self, node: Node) -> list[str]:
         """What to put in front of a command that is to run in a node."""
         return build.enter(self.prefix, node, str(self.directory / node))
+
+    def translate(self, node: Node, argv: Sequence[str]) -> list[str]:
+        """The same: a namespace sees this machine's files."""
+        del node
+        return list(argv)
 
     def run(
         self, node: Node, argv: Sequence[str], *, stdin: bytes = b"", deadline: Deadline | None = None

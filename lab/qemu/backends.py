@@ -94,7 +94,7 @@ class GuestCapture:
         self._reader = watch.RecordReader()
         self._packets: list[CapturedPacket] = []
         self._closed = False
-        self._clock_offset = machine.channel().clock_offset()
+        self._clock_offset, self.clock_error = machine.channel().clock_offset()
         process.wait_for_line(watch.READY, deadline(20))
 
     def packets(self) -> list[CapturedPacket]:
@@ -203,6 +203,11 @@ class GuestBackend(NetnsBackend):
             if process.name == SECURITY_MODULE:
                 self._security_module = process
 
+    def detach(self) -> None:
+        """Hang up: a guest's request channel serves one process at a time."""
+        for machine in self._machines.values():
+            machine.hang_up()
+
     def process(self, name: str) -> LocalProcess | None:
         """The newest process of a name that still runs."""
         for _, process in reversed(self._guest_processes):
@@ -211,6 +216,12 @@ class GuestBackend(NetnsBackend):
         return super().process(name)
 
     # -- up and down ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Fill the cache: QEMU, kernel and userland from the pinned packages."""
+        unpack_group("host", read_lock(), cache_directory())
+        build_base(cache_directory())
 
     def up(self) -> None:
         """Raise the signer, the guests, the network in them and the tap."""
@@ -221,7 +232,7 @@ class GuestBackend(NetnsBackend):
         signer = self._start_signer()
         self._boot()
         self._raise_nodes()
-        starting = [self._start_server(service) for service in self.topology.services]
+        starting = [self.start_server(service) for service in self.topology.services]
         tap = self._start_tap()
         for process in (*starting, tap):
             process.wait_for_line("ready", self.deadline(20))
@@ -360,6 +371,10 @@ class GuestBackend(NetnsBackend):
             return []
         return build.enter(self.prefix, node, f"{_GUEST_DIRECTORY}/{node}")
 
+    def translate(self, node: Node, argv: Sequence[str]) -> list[str]:
+        """A command of this machine as it is written in a node."""
+        return list(argv) if self.machine_of(node) is None else in_guest(argv)
+
     def run(
         self, node: Node, argv: Sequence[str], *, stdin: bytes = b"", deadline: Deadline | None = None
     ) -> Completed:
@@ -367,7 +382,7 @@ class GuestBackend(NetnsBackend):
         machine = self.machine_of(node)
         if machine is None:
             return super().run(node, argv, stdin=stdin, deadline=deadline)
-        command = [*self._enter_in_guest(node), *in_guest(argv)]
+        command = [*self._enter_in_guest(node), *self.translate(node, argv)]
         return machine.run(command, stdin=stdin, deadline=deadline or self.deadline(10))
 
     def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
@@ -382,7 +397,7 @@ class GuestBackend(NetnsBackend):
         if stdin:
             raise LabError(f"{name} cannot have a standard input", why="it runs in a guest")
         log = self.directory / f"logs/{name}.log"
-        process = machine.spawn([*self._enter_in_guest(node), *in_guest(argv)], name=name, log=log)
+        process = machine.spawn([*self._enter_in_guest(node), *self.translate(node, argv)], name=name, log=log)
         self._guest_processes.append((machine.spec.name, process))
         return process
 
@@ -492,6 +507,7 @@ class GuestBackend(NetnsBackend):
         process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
         capture = GuestCapture(point, machine, process, records, self.deadline)
         self._captures.append(capture)  # type: ignore[arg-type]
+        self.clock_error = max(self.clock_error, 2 * capture.clock_error)  # two guests are off in opposite directions
         return capture
 
     def status(self, node: Node) -> dict[str, Any] | None:
@@ -523,9 +539,10 @@ class PairBackend(GuestBackend):
 
 
 def in_guest(argv: Sequence[str]) -> list[str]:
-    """A command of this machine with the interpreter and the checkout's files where the guest has them."""
+    """A command of this machine with interpreter, entry point and the checkout's files where the guest has them."""
     checkout = str(LAB.parent) + os.sep
-    translated = [PYTHON if word == sys.executable else word for word in argv]
+    places = {sys.executable: PYTHON, str(Path(sys.executable).with_name("wgvsock")): "wgvsock"}
+    translated = [places.get(word, word) for word in argv]
     return [
         f"/{APPLICATION_ROOT}/{word.removeprefix(checkout)}" if word.startswith(checkout) else word
         for word in translated

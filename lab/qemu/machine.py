@@ -218,6 +218,12 @@ class Machine:
             self._channel = Channel(sock, self.spec.name)
         return self._channel
 
+    def hang_up(self) -> None:
+        """Close the channel, which serves one process at a time; the next use opens it again. Idempotent."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
     def run(self, argv: Sequence[str], *, deadline: Deadline | None = None, stdin: bytes = b"") -> Completed:
         """Run a command in the guest to its end; the default deadline is 10 s of the guest's time.
 
@@ -305,9 +311,7 @@ class Machine:
         """End the machine as a power cut does; idempotent."""
         if self._qemu is not None:
             self._qemu.kill()
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
+        self.hang_up()
 
     def _verdict_words(self) -> list[str] | None:
         path = self.directory / "verdict"
