@@ -139,6 +139,8 @@ class Backend(Protocol):
     """The fake Nitro Security Module's knobs."""
     root_sha256: str
     """Fingerprint of the laboratory's attestation root, hex."""
+    scale: float
+    """How much longer everything takes than natively; measured where processors are emulated."""
     clock_error: float
     """Seconds by which times of captures in different machines may be apart; 0 where all have one clock."""
     enclave_measurements: Mapping[str, str]

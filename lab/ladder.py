@@ -110,7 +110,11 @@ class Ladder:
 
     def try_probe(self, node: Node, *arguments: str, deadline: Deadline | None = None) -> dict[str, Any]:
         """The same; the report says whether it went well."""
-        done = self.backend.run(node, [*PROBE, *arguments], deadline=deadline or self.backend.deadline(15))
+        done = self.backend.run(
+            node,
+            [*PROBE, "--scale", f"{self.backend.scale:g}", *arguments],
+            deadline=deadline or self.backend.deadline(15),
+        )
         if not done.stdout:
             done.check()
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

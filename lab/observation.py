@@ -6,6 +6,7 @@ followed, through every rewriting of addresses, and through the encryption betwe
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Collection
@@ -181,6 +182,11 @@ class Observation:
         return deadline.poll(
             lambda: self.sightings(point, to_port=to_port, from_port=from_port), f"{self.token} at {point}"
         )[0]
+
+    def in_order(self, *sightings: Sighting) -> bool:
+        """Whether each passed no earlier than the one before it, as far as the machines' clocks can tell."""
+        pairs = itertools.pairwise(sightings)
+        return all(after.time >= before.time - self._backend.clock_error for before, after in pairs)
 
     def _captured(self, point: Point) -> list[Sighting]:
         packets = self._captures[point].packets()

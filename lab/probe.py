@@ -77,7 +77,7 @@ def probe_udp(arguments: argparse.Namespace) -> Report:
             tries += 1
             begin = time.monotonic()
             sock.send(payload)
-            if select.select([sock], [], [], min(1.0, left(end)))[0]:
+            if select.select([sock], [], [], min(arguments.scale, left(end)))[0]:
                 answer = sock.recv(65535)
                 if answer != payload:
                     raise ValueError(f"sent {len(payload)} bytes and got {len(answer)} others")
@@ -225,6 +225,9 @@ def ms(begin: float, end: float | None = None) -> float:
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="clients for the laboratory")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="every second lasts so long: emulated machines are slow"
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, run, needs_port in (
         ("tcp", probe_tcp, True),
@@ -256,7 +259,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     inject = verbs.add_parser("inject")
     inject.set_defaults(run=probe_inject)
     inject.add_argument("interface")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if hasattr(arguments, "timeout"):
+        arguments.timeout *= arguments.scale
+    return arguments
 
 
 def main(argv: list[str]) -> int:

@@ -146,18 +146,19 @@ class Channel:
         """Set the guest's wall clock, Unix time in seconds: at boot it has whole seconds only."""
         self._ask("set its clock", "set-clock", time=now)
 
-    def clock_offset(self) -> float:
+    def clock_offset(self) -> tuple[float, float]:
         """Seconds that our wall clock is ahead of the guest's, from the quickest of some exchanges (RFC 5905, 8).
 
-        The error is at most half of what that exchange took.
+        The second number is the largest error that this can have: half of what that exchange took.
         """
         exchanges = []
         for _ in range(_CLOCK_SAMPLES):
             before = time.time()
             theirs = self._ask("tell the time", "clock")["time"]
             after = time.time()
-            exchanges.append((after - before, (before + after) / 2 - theirs))
-        return float(min(exchanges)[1])
+            exchanges.append(((after - before) / 2, (before + after) / 2 - theirs))
+        error, offset = min(exchanges)
+        return offset, error
 
     def close(self) -> None:
         """Hang up; idempotent."""
