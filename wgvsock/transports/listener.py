@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from wgvsock.addresses import Cid, StreamAddress
 from wgvsock.transports.sockets import DESCRIPTOR_PAUSE, accept_now
+from wgvsock.transports.unix import remove_stale
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Listener:
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
+        path = self._socket.getsockname() if self._socket.family == socket.AF_UNIX else ""
         self._socket.close()
+        remove_stale(path)
 
     def _resume(self) -> None:
         self._pause = None

@@ -29,9 +29,14 @@ def bind_unix(sock: socket.socket, path: str) -> None:
         OSError: Somebody does, or the path cannot be bound for another reason.
     """
     os.fchmod(sock.fileno(), _OWNER_ONLY)  # before bind: the file never exists with a wider mode
-    if _is_stale(path):
-        Path(path).unlink()
+    remove_stale(path)
     sock.bind(path)
+
+
+def remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on any more, be it ours or a dead process's."""
+    if _is_stale(path):
+        Path(path).unlink(missing_ok=True)
 
 
 def hybrid_listening_path(address: HybridVsockAddress) -> str:

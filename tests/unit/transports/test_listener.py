@@ -101,3 +101,23 @@ def test_a_connection_that_is_not_taken_is_not_handed_over(tmp_path: Path, monke
         listener.close()
 
     scenario()
+
+
+def test_closing_takes_the_socket_file_away_unless_another_stands_there(tmp_path: Path) -> None:
+    file = tmp_path / "s"
+    present, delete = file.exists, file.unlink
+
+    @without_waiting
+    async def scenario() -> None:
+        address = UnixAddress(str(file))
+        listener = Listener(listen_stream(address), None, lambda *_: None)
+        listener.close()
+        assert not present()
+        old = Listener(listen_stream(address), None, lambda *_: None)
+        delete()
+        new = Listener(listen_stream(address), None, lambda *_: None)
+        old.close()
+        assert present()
+        new.close()
+
+    scenario()
