@@ -44,7 +44,10 @@ async def connect_stream(address: StreamAddress, *, deadline: float, to_host: bo
         ConnectError: Refused, unreachable or too late.
         VsockUnavailableError: There is no AF_VSOCK here.
     """
-    sock = _socket_for(address)
+    try:
+        sock = _socket_for(address)
+    except OSError as error:
+        raise _connect_error(address, error) from None
     try:
         async with asyncio.timeout_at(deadline):
             await _connect(sock, lambda: _start_connect(sock, address, to_host=to_host))
@@ -65,7 +68,10 @@ def listen_stream(address: StreamAddress, *, backlog: int = BACKLOG) -> socket.s
         ListenError: The address is in use, or not ours to bind.
         VsockUnavailableError: There is no AF_VSOCK here.
     """
-    sock = _socket_for(address)
+    try:
+        sock = _socket_for(address)
+    except OSError as error:
+        raise _listen_error(address, error) from None
     try:
         match address:
             case VsockAddress(cid, port):
@@ -80,11 +86,7 @@ def listen_stream(address: StreamAddress, *, backlog: int = BACKLOG) -> socket.s
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise ListenError(
-            f"cannot listen on {address}",
-            why=error.strerror or str(error),
-            fix="stop whatever holds the address, or choose another",
-        ) from None
+        raise _listen_error(address, error) from None
     return sock
 
 
@@ -202,4 +204,12 @@ def _connect_error(address: StreamAddress, error: OSError) -> ConnectError:
         f"cannot connect to {address}",
         why="no answer in time" if late else error.strerror or str(error),
         fix="check that the other side runs and listens there; it is tried again",
+    )
+
+
+def _listen_error(address: StreamAddress, error: OSError) -> ListenError:
+    return ListenError(
+        f"cannot listen on {address}",
+        why=error.strerror or str(error),
+        fix="stop whatever holds the address, or choose another",
     )

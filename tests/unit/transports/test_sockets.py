@@ -146,6 +146,25 @@ def test_cancelling_closes_the_socket(tmp_path: Path, monkeypatch: pytest.Monkey
     scenario()
 
 
+@pytest.mark.parametrize("address", [UnixAddress("/s"), HybridVsockAddress("/s", Port(1)), TcpAddress("::1", Port(1))])
+def test_no_socket_is_a_transport_error(address: StreamAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors, or a family that this kernel lacks: whoever dials backs off and tries again."""
+
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    @without_waiting
+    async def scenario() -> None:
+        with pytest.raises(ConnectError, match="Too many open files"):
+            await connect_stream(address, deadline=soon())
+        with pytest.raises(ListenError, match="Too many open files"):
+            listen_stream(address)
+
+    monkeypatch.setattr(sockets, "unix_socket", refuse)
+    monkeypatch.setattr(sockets, "tcp_socket", refuse)
+    scenario()
+
+
 def test_an_address_in_use(tmp_path: Path) -> None:
     address = UnixAddress(str(tmp_path / "s"))
     with listen_stream(address), pytest.raises(ListenError, match=r"cannot listen on unix:.*: Address already in use"):
