@@ -11,7 +11,6 @@ from wgvsock.relay.config import RelayConfig
 from wgvsock.settings import IpAddress
 from wgvsock.system import conntrack
 from wgvsock.system.errors import NetfilterError
-from wgvsock.system.journal import Journal
 from wgvsock.system.netfilter import Netfilter, PublishedPort, Ruleset
 from wgvsock.telemetry.logs import fields
 
@@ -46,16 +45,14 @@ def published_ports(config: RelayConfig) -> list[PublishedPort]:
 
 @dataclass(slots=True)
 class Nat:
-    """Opens and closes the way; what is in force stands in the journal.
+    """Opens and closes the way; its rules are taken back with the journal.
 
     Attributes:
         netfilter: Puts rules in force.
-        journal: Takes them back.
-        rules: What was put in force last; None: nothing.
+        rules: What was put in force last; None: nothing yet.
     """
 
     netfilter: Netfilter
-    journal: Journal
     rules: Ruleset | None = None
 
     @property
@@ -77,11 +74,8 @@ class Nat:
         self.rules = rules
         _log.info("the way to the world is open", extra=fields(uplink=rules.uplink, published=len(rules.published)))
 
-    async def forgive_interruption(self, rules: Ruleset | None = None) -> None:
+    async def forgive_interruption(self, rules: Ruleset) -> None:
         """Packets were lost on a broken stream: let connection tracking accept what is sent again (see its module)."""
-        rules = rules or self.rules
-        if rules is None:
-            return
         try:
             flows = await asyncio.to_thread(conntrack.forgive_interruption, rules.sources)
         except NetfilterError as error:
@@ -90,25 +84,14 @@ class Nat:
             if flows:
                 _log.info("connections are kept over the interruption", extra=fields(flows=flows))
 
-    async def suspend(self, rules: Ruleset | None = None) -> None:
+    async def close(self, rules: Ruleset) -> None:
         """Let nothing pass, and keep the flows that are known (see `Ruleset.is_open`).
-
-        Args:
-            rules: What an earlier process is known to have left in force; by default our own last rules.
 
         Raises:
             NetfilterError: The rules were refused.
         """
-        rules = rules or self.rules
-        if rules is not None and (self.rules is None or self.rules.is_open):
-            self.rules = replace(rules, is_open=False)
-            await self.netfilter.apply(self.rules)
-            _log.info("the way to the world is closed for now")
-
-    async def remove(self) -> None:
-        """Take every rule back."""
-        for error in await self.journal.undo("netfilter"):
-            _log.error("%s", error)
-        if self.rules is not None:
-            self.rules = None
-            _log.info("the packet filter's rules are taken back")
+        closed = replace(rules, is_open=False)
+        if closed != self.rules:
+            await self.netfilter.apply(closed)
+            self.rules = closed
+            _log.info("the way to the world is closed")

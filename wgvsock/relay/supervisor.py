@@ -109,7 +109,9 @@ class RelaySupervisor:
         self._stop = asyncio.Event()
         self._attention = asyncio.Event()  # somebody wants the attending task to look now
         self._keep_flows = False
+        self._leaves_rules = False  # to the next relay of this name
         self._adopting: tuple[RelayConfig, TunnelConfig] | None = None  # a reloaded configuration, not yet in force
+        self._demanded = False  # somebody asked for an attestation since the present exchange began
         self._attest_by = 0.0  # when the next attestation is due, and
         self._trusted_until = 0.0  # how long the present one lasts if that fails
         self._attested: dict[str, Any] | None = None
@@ -173,7 +175,8 @@ class RelaySupervisor:
                 await first_of(self._attend(), self._tunnel.wait_ended(), self._stopped())
                 self._enter(State.STOPPING)
                 if self._keep_flows:
-                    await self._nat.suspend()
+                    await self._nat.close(self._rules())
+                    self._leaves_rules = True
         finally:
             await self._take_back()
             self._journal.close()
@@ -190,12 +193,10 @@ class RelaySupervisor:
         self._tunnel_config = make_tunnel_config(config, self._uplink, resolver.read())
         self._provisioner = Provisioner(seed, self._random, lambda: datetime.now(UTC), self._provisioning_deadlines())
         backend = await netfilter.choose_backend()
-        self._nat = Nat(Netfilter(backend, self._journal.record), self._journal)
-        had_rules = any(change.kind == "netfilter" for change in self._journal.changes)
+        self._nat = Nat(Netfilter(backend, self._journal.record))
+        # From here on this machine forwards packets: only ours, and those only while the enclave is attested.
         self._forwards_others = await enable_forwarding(self._netlink, config, self._uplink)
-        await self._nat.netfilter.check(self._rules())
-        if had_rules:
-            await self._nat.suspend(self._rules())
+        await self._nat.close(self._rules())
         await set_up_tunnel(self._netlink, config, self._tunnel_config.mtu)
         for error in await self._journal.undo_inherited():
             _log.error("%s", error)
@@ -219,7 +220,7 @@ class RelaySupervisor:
         self._tunnel.wake()
 
     async def _take_back(self) -> None:
-        if self._keep_flows:
+        if self._leaves_rules:
             _log.info("the relay has stopped, and leaves its closed packet filter to the next one")
             return
         for error in await self._journal.undo_all():
@@ -238,7 +239,7 @@ class RelaySupervisor:
                 await self._attest()
             except AttestationError as error:
                 self._note(error, "rejected")
-                await self._give_up("the enclave was refused", remove_rules=True)
+                await self._give_up("the enclave was refused")
             except (ProvisioningError, TransportError) as error:
                 self._note(error, "failed")
                 if self._session.peer is None or self._is_lost() or self._clock() >= self._trusted_until:
@@ -253,6 +254,7 @@ class RelaySupervisor:
         """One exchange, one handshake, and the way is open."""
         if self._session.peer is None:
             self._enter(State.PROVISIONING)
+        self._demanded = False
         config, tunnel_config = self._config, self._tunnel_config
         private_key = generate_private_key(self._random)
         provisioned = await self._provisioner.provision(config, tunnel_config, public_key(private_key))
@@ -270,9 +272,10 @@ class RelaySupervisor:
         self._trust(provisioned, seconds)
 
     def _trust(self, provisioned: EnclaveProvisioned, handshake_seconds: float) -> None:
-        now, period = self._clock(), self._config.provisioning.reattest_every
-        self._attest_by = now + period
-        self._trusted_until = now + period + self._config.provisioning.grace
+        # A demand that came while the exchange was under way is not met by it: it may be about a new configuration.
+        period = 0.0 if self._demanded else self._config.provisioning.reattest_every
+        self._attest_by = self._clock() + period
+        self._trusted_until = self._attest_by + self._config.provisioning.grace
         self._attempts["ok"] += 1
         self._last_error = None
         attested = provisioned.attested
@@ -301,23 +304,21 @@ class RelaySupervisor:
                 return
             was_interrupted, interrupted = interrupted, self._session.lost_for() > 0
             if was_interrupted and not interrupted:
-                await self._nat.forgive_interruption()
+                await self._nat.forgive_interruption(self._rules())
 
     def _is_lost(self) -> bool:
         return self._session.lost_for() > self._config.provisioning.reattest_after_loss
 
-    async def _give_up(self, why: str, *, remove_rules: bool = False) -> None:
+    async def _give_up(self, why: str) -> None:
         """No peer, no way to the world, not ready."""
         self._session.drop(why)
         self._attested = None
-        if remove_rules:
-            await self._nat.remove()
-        else:
-            await self._nat.suspend()
+        await self._nat.close(self._rules())
         self._enter(State.PROVISIONING)
 
     def _demand_attestation(self) -> None:
         now = self._clock()
+        self._demanded = True
         self._attest_by = now
         self._trusted_until = min(self._trusted_until, now + self._config.provisioning.grace)
         self._attention.set()

@@ -55,7 +55,7 @@ def test_nft_forwards_what_belongs_to_the_tunnel() -> None:
         'iifname "wg0" oifname "eth0" ip daddr 169.254.169.123/32 accept',
         'iifname "wg0" ip daddr 169.254.0.0/16 counter reject with icmpx type admin-prohibited',
         'iifname "wg0" ip6 daddr fe80::/10 counter reject with icmpx type admin-prohibited',
-        'iifname "wg0" ip6 daddr fd00:ec2::254/128 counter reject with icmpx type admin-prohibited',
+        'iifname "wg0" ip6 daddr fd00:ec2::/32 counter reject with icmpx type admin-prohibited',
         'iifname "wg0" oifname "eth0" accept',
         'iifname "eth0" oifname "wg0" ct state established,related accept',
         'iifname "eth0" oifname "wg0" ct status dnat accept',
