@@ -312,9 +312,11 @@ class RelayConfig:
 _FIXED: Final = (
     "name",
     "runtime_directory",
+    "log_level",
     "interface.name",
     "interface.profiles",
     "enclave.address",
+    "provisioning.signing_key_file",
     "nat.uplink",
     "health.listen",
 )
