@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from wgvsock.addresses import parse_stream_address
 from wgvsock.devices.tun import open_tun
 from wgvsock.framing import Framing
 from wgvsock.transports.stream import StreamTransport
-from wgvsock.tunnel.tunnel import Tunnel
+from wgvsock.tunnel.tunnel import Tunnel, TunnelStatistics
 from wgvsock.virtio_net import HEADER_LENGTH
 from wgvsock.wireguard import Device, Event, HandshakeCompleted, Profile
 from wgvsock.wireguard.primitives import public_key
@@ -47,8 +48,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def say(line: str) -> None:
+    """Write a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def drops(statistics: TunnelStatistics) -> dict[str, int]:
+    """What was dropped, by reason."""
+    counts = {reason.value: count for reason, count in statistics.device.drops.items()}
+    return counts | {
+        **statistics.device.virtio_header_drops,
+        "unreachable": statistics.dropped_unreachable,
+        "backlog": statistics.dropped_backlog,
+        "offloaded": statistics.dropped_offloaded,
+        "kernel": statistics.dropped_by_kernel,
+    }
+
+
 async def run(arguments: argparse.Namespace) -> None:
-    """Carry packets until SIGTERM or SIGINT; print ``up`` once the handshake is complete."""
+    """Carry packets until SIGTERM or SIGINT. Says ``ready``, ``up`` at each handshake, and in the end its drops."""
     profile = Profile[arguments.profile.upper()]
     tun = open_tun(arguments.interface, packet_headroom=HEADER_LENGTH if profile is Profile.GSO else 0)
     device = Device(random=os.urandom, wall_clock=time.time_ns, packet_headroom=tun.packet_headroom)
@@ -66,17 +85,15 @@ async def run(arguments: argparse.Namespace) -> None:
 
     def report(event: Event) -> None:
         if isinstance(event, HandshakeCompleted):
-            sys.stdout.write("up\n")
-            sys.stdout.flush()
+            say("up")
 
     async with Tunnel(device, tun, transport, on_event=report) as tunnel:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(tunnel.aclose()))
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+        say("ready")
         await tunnel.wait_ended()
-        sys.stderr.write(f"{tunnel.statistics()}\n")
+        say(json.dumps(drops(tunnel.statistics())))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""Bulk, many connections and super-packets of every kind through the data plane; memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.backend import Process
+from lab.ladder import Ladder
+from lab.topology import Node
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+SCRIPTS = Path(__file__).parent / "dataplane"
+BULK = (sys.executable, "-I", "-S", str(SCRIPTS / "bulk.py"))
+UDP_SEGMENTS = (sys.executable, "-I", "-S", str(SCRIPTS / "udp_segments.py"))
+PORT = "5999"
+GIBIBYTE = 1 << 30
+MEMORY_LIMIT = 120
+"""MiB that either process may have had at its largest."""
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+SENDERS = pytest.mark.parametrize("sender", [Node.ENCLAVE, Node.EXTERNAL], ids=["up", "down"])
+NIC_OFFLOADS = ("tso", "gso", "gro", "tx")
+
+
+@pytest.fixture(scope="module")
+def bulk_tunnel(own_network: Ladder) -> Iterator[Ladder]:
+    """A tunnel whose vsock point records nothing: a bulk transfer is not for the disk."""
+    own_network.backend.tap.record(on=False)
+    own_network.start_enclave()
+    own_network.start_relay()
+    own_network.wait_ready()
+    own_network.wait_application()
+    yield own_network
+    own_network.clear()
+
+
+@pytest.fixture
+def uplink_without_offloads(bulk_tunnel: Ladder) -> Iterator[Ladder]:
+    """The same with a NIC that segments, merges and sums nothing."""
+
+    def switch(state: str) -> None:
+        settings = [word for offload in NIC_OFFLOADS for word in (offload, state)]
+        bulk_tunnel.backend.run(Node.POD, ["ethtool", "-K", "eth0", *settings]).check()
+
+    switch("off")
+    yield bulk_tunnel
+    switch("on")
+
+
+def transfer(lab: Ladder, sender: Node, *, size: int, streams: int = 1, family: int = 4) -> None:
+    """Carry bytes between the enclave, who dials, and the external host; both ends have to see the same."""
+    role = "client" if sender is Node.ENCLAVE else "server"
+    options = ("--bytes", str(size), "--streams", str(streams))
+    deadline = lab.backend.deadline(120)
+    server = lab.backend.spawn(Node.EXTERNAL, [*BULK, "serve", PORT, role, *options], name=f"bulk-{role}")
+    server.wait_for_line("ready", deadline)
+    external = str(getattr(lab.topology, f"external{family}"))
+    done = lab.backend.run(Node.ENCLAVE, [*BULK, "dial", external, PORT, role, *options], deadline=deadline)
+    report = json.loads(done.check().stdout)
+    server.wait(deadline)
+    assert json.loads(server.output().splitlines()[-1]) == report, "the two ends saw different bytes"
+    assert (report["bytes"], report["streams"]) == (size, streams)
+
+
+def peak_memory(lab: Ladder, node: Node, process: Process | None) -> float:
+    """MiB of a service's resident set at its largest."""
+    assert process is not None
+    status = lab.backend.run(node, ["cat", f"/proc/{process.pid}/status"]).check().stdout.decode()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) / 1024
+
+
+@SENDERS
+def test_a_gibibyte_has_the_same_hash_at_both_ends(bulk_tunnel: Ladder, sender: Node) -> None:
+    # An emulated guest carries less in the time that there is.
+    transfer(bulk_tunnel, sender, size=GIBIBYTE if bulk_tunnel.backend.name == "netns" else GIBIBYTE >> 5)
+
+
+@SENDERS
+def test_two_hundred_connections_at_once(bulk_tunnel: Ladder, sender: Node) -> None:
+    transfer(bulk_tunnel, sender, size=200 << 18, streams=200)
+
+
+def test_memory_stays_bounded_through_all_of_it(bulk_tunnel: Ladder) -> None:
+    assert peak_memory(bulk_tunnel, Node.POD, bulk_tunnel.relay) < MEMORY_LIMIT
+    assert peak_memory(bulk_tunnel, Node.ENCLAVE, bulk_tunnel.enclave) < MEMORY_LIMIT
+
+
+def test_super_packets_were_in_use(bulk_tunnel: Ladder) -> None:
+    status = bulk_tunnel.relay_status()
+    assert status["counters"]["offloads"]
+    (peer,) = status["wireguard"]["peers"]
+    assert peer["profile"] == "gso"
+    assert peer["rx_bytes"] / peer["rx_packets"] > 3000, "packets longer than the MTU came through the tunnel"
+
+
+@FAMILIES
+@SENDERS
+def test_bulk_through_a_nic_without_offloads(uplink_without_offloads: Ladder, sender: Node, family: int) -> None:
+    transfer(uplink_without_offloads, sender, size=64 << 20, family=family)
+
+
+@FAMILIES
+def test_a_segmented_datagram_arrives_as_its_datagrams(bulk_tunnel: Ladder, family: int) -> None:
+    external = str(getattr(bulk_tunnel.topology, f"external{family}"))
+    done = bulk_tunnel.backend.run(Node.ENCLAVE, [*UDP_SEGMENTS, external, "7", "40", "1200"])
+    assert json.loads(done.check().stdout) == {"answered": 40, "strange": 0}
+
+
+@FAMILIES
+def test_a_segmented_datagram_through_a_nic_without_offloads(uplink_without_offloads: Ladder, family: int) -> None:
+    external = str(getattr(uplink_without_offloads.topology, f"external{family}"))
+    done = uplink_without_offloads.backend.run(Node.ENCLAVE, [*UDP_SEGMENTS, external, "7", "40", "1200"])
+    assert json.loads(done.check().stdout) == {"answered": 40, "strange": 0}
