@@ -108,3 +108,6 @@ def test_what_needs_a_restart() -> None:
     assert config.restart_needed_for(changed) is None
     assert config.restart_needed_for(replace(config, name="other")) == "name"
     assert config.restart_needed_for(replace(config, nat=NatSettings(uplink="eth1"))) == "nat.uplink"
+    assert config.restart_needed_for(replace(config, log_level="debug")) == "log_level"
+    signed = replace(config, provisioning=replace(config.provisioning, signing_key_file="/etc/key"))
+    assert config.restart_needed_for(signed) == "provisioning.signing_key_file"  # read once, at the start
