@@ -103,7 +103,6 @@ def test_an_interface_in_use_is_an_error_that_says_so(machine: Machine) -> None:
 
 def test_a_served_control_socket_is_an_error_that_says_so(machine: Machine) -> None:
     path = machine.socket(INTERFACE)
-    path.parent.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
@@ -128,7 +127,6 @@ def test_a_name_that_no_interface_can_have(machine: Machine, name: str) -> None:
 def test_descriptors_are_inherited(machine: Machine) -> None:
     """WG_TUN_FD and WG_UAPI_FD, as a supervisor passes them."""
     path = machine.socket("given")
-    path.parent.mkdir(exist_ok=True)
     tun = namespaces.inside(machine.namespace, lambda: open_tun("given"))
     with contextlib.closing(tun), socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

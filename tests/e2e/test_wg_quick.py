@@ -91,6 +91,7 @@ def test_up_and_down_on_both_ends_of_ours(cable: tuple[Machine, Machine], carrie
     assert left.reaches(right.inner6)
     for machine, file in zip(cable, files, strict=True):
         take_down(machine, file, environment)
+    assert list((left.directory.parent / "streams").iterdir()) == []  # nor a socket file of a stream
 
 
 @pytest.mark.parametrize("ours", ["left", "right"])

@@ -7,7 +7,8 @@
     10.9.0.1, fd09::1       ════════  10.9.0.2, fd09::2         WireGuard
 
 Every machine is a network namespace with a ``/run/wireguard`` of its own, so that interface names are free to choose
-and ``wg show`` lists one machine's interfaces. ``/run/wgvsock`` is shared: Unix streams lead from machine to machine.
+and ``wg show`` lists one machine's interfaces. The machines of a test share a ``/run/wgvsock``: Unix streams lead from
+one to the other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 DEVICE: Final = Path(sys.executable).with_name("wgvsock-device")
 DEVICE_ENTRY: Final = Path(__file__).with_name("device_entry.py")
 
-_ENTER: Final = 'mkdir -p /run/wireguard && mount --bind "$0" /run/wireguard && exec "$@"'
+_ENTER: Final = """
+mkdir -p /run/wireguard /run/wgvsock
+mount --bind "$0/wireguard" /run/wireguard && mount --bind "$0/../streams" /run/wgvsock && exec "$@"
+"""
 
 
 def require(*tools: str) -> None:
@@ -78,9 +82,8 @@ class Machine:
         return f"fd09::{self.index}"
 
     def argv(self, command: Sequence[str | Path]) -> list[str]:
-        sockets = self.directory / "wireguard"
-        sockets.mkdir(exist_ok=True)
-        return ["ip", "netns", "exec", self.namespace, "sh", "-c", _ENTER, str(sockets), *map(str, command)]
+        enter = ("ip", "netns", "exec", self.namespace, "sh", "-c", _ENTER, str(self.directory))
+        return [*enter, *map(str, command)]
 
     def run(
         self, *command: str | Path, stdin: str = "", check: bool = True, environment: Mapping[str, str] | None = None
@@ -133,9 +136,10 @@ class Machine:
 def machines(directory: Path, *names: str) -> Iterator[list[Machine]]:
     """As many machines on one switch, cleaned away afterwards."""
     made: list[Machine] = []
+    (directory / "streams").mkdir(parents=True)
     try:
         for index, name in enumerate(names, start=1):
-            (directory / name).mkdir(parents=True)
+            (directory / name / "wireguard").mkdir(parents=True)
             machine = Machine(name, index, directory / name)
             namespaces.create(machine.namespace)
             made.append(machine)
