@@ -15,7 +15,7 @@ from typing import Any
 
 from lab import standing
 from lab.backends import backend_class, choose
-from lab.capture import write_pcap_header, write_pcap_record
+from lab.capture import LINKTYPE_ETHERNET, LINKTYPE_RAW, write_pcap_header, write_pcap_record
 from lab.errors import LabError
 from lab.ladder import Ladder
 from lab.topology import PACKET_POINTS, Node, Point
@@ -148,10 +148,10 @@ def capture(arguments: argparse.Namespace) -> int:
         say(f"capturing at {point}; interrupt to end")
         written = 0
         with Path(arguments.output).open("wb") as stream:
+            tun = PACKET_POINTS[point][1].startswith("wg")
+            write_pcap_header(stream, LINKTYPE_RAW if tun else LINKTYPE_ETHERNET)
             while True:
                 for packet in running.packets()[written:]:
-                    if written == 0:
-                        write_pcap_header(stream, packet.linktype)
                     write_pcap_record(stream, packet.time, packet.data)
                     written += 1
                 stream.flush()

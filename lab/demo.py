@@ -29,12 +29,12 @@ SCHEMA: Final = "wgvsock/v1"
 ARTIFACTS: Final = Path("artifacts/demo")
 
 _ABOUT: Final = {
-    "HELLO": "the enclave's nonce, ephemeral key and capabilities",
-    "REQUEST": "the Relay's nonce, WireGuard key and the tunnel's settings, signed",
-    "RESPONSE": "the attestation document, bound to both messages before it",
+    "HELLO": "a nonce, an ephemeral key, capabilities",
+    "REQUEST": "a nonce, the Relay's keys, the settings; signed",
+    "RESPONSE": "attestation document, bound to both messages",
     "RESULT": "the Relay's verdict",
-    "handshake initiation": "Noise IKpsk2, the preshared key from the exchange above",
-    "handshake response": "",
+    "handshake initiation": "Noise IKpsk2, preshared key from the exchange",
+    "handshake response": "both keys and the transcript are proved",
 }
 
 

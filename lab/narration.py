@@ -33,19 +33,15 @@ class Narrator:
 
     def picture(self, topology: Topology) -> None:
         """The four machines and what joins them."""
-        rows = (
-            ("enclave", "", "pod", "", "node", "", "external"),
-            (topology.enclave4, "vsock", topology.relay4, "", "", "", ""),
-            ("wg0", "══════", "wg0   eth0", "──────", "router", "──────", "eth0"),
-            ("", "", topology.pod4, "", "", "", topology.external4),
-        )
-        widths = [max(len(row[column]) for row in rows) for column in range(7)]
+        enclave = _box("enclave", "wg0", topology.enclave4)
+        pod = _box("pod", f"{'wg0':<{len(topology.relay4)}}   eth0", f"{topology.relay4}   {topology.pod4}")
+        node = _box("node", "router", "")
+        external = _box("external", "eth0", topology.external4)
+        joints = (("       ", "       "), (" vsock ", "       "), ("═══════", "───────"), ("       ", "       "))
         self._write()
-        for number, row in enumerate(rows):
-            cells = [cell.center(width) for cell, width in zip(row, widths, strict=True)]
-            self._write(
-                self._paint("1" if number == 0 else "36" if number == 2 else "2", "   " + " ".join(cells).rstrip())
-            )
+        for row, (vsock, cable) in enumerate(joints):
+            line = enclave[row] + vsock + pod[row] + cable + node[row] + cable + external[row]
+            self._write("  " + self._paint("36", line))
 
     def heading(self, text: str, aside: str = "") -> None:
         """Begin a part of the story."""
@@ -90,6 +86,16 @@ class Narrator:
 
     def _write(self, line: str = "") -> None:
         print(line, file=self._stream, flush=True)
+
+
+def _box(name: str, first: str, second: str) -> tuple[str, str, str, str]:
+    width = max(len(first), len(second), len(name) + 2)
+    return (
+        f"┌─ {name} {'─' * (width - len(name) - 1)}┐",
+        f"│ {first:<{width}} │",
+        f"│ {second:<{width}} │",
+        f"└{'─' * (width + 2)}┘",
+    )
 
 
 def silent() -> Narrator:

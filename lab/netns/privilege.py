@@ -43,7 +43,7 @@ def unavailable() -> Unavailable | None:
 
 def _tun_unavailable() -> Unavailable | None:
     try:
-        os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
+        _open_tun()
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENODEV, errno.ENXIO}:
             return Unavailable("missing", TUN, "load the tun module, or `mknod /dev/net/tun c 10 200`")
@@ -51,6 +51,10 @@ def _tun_unavailable() -> Unavailable | None:
             "forbidden", TUN, "let this user open it: `chmod 0666 /dev/net/tun` is the kernel's own default"
         )
     return None
+
+
+def _open_tun() -> None:
+    os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
 
 
 def _may_make_namespaces() -> bool:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tomllib
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.config import enclave_config, relay_config, to_toml
@@ -18,10 +18,11 @@ VALUES = st.one_of(SCALARS, st.lists(st.integers()))
 TABLES = st.recursive(
     st.dictionaries(KEYS, VALUES),
     lambda tables: st.dictionaries(KEYS, st.one_of(VALUES, tables, st.lists(tables, min_size=1))),
-    max_leaves=12,
+    max_leaves=6,
 )
 
 
+@settings(max_examples=40)
 @given(TABLES)
 def test_toml_reads_back_as_what_was_written(table: dict[str, object]) -> None:
     assert tomllib.loads(to_toml(table)) == table

@@ -1,0 +1,120 @@
+"""Runs a playbook through ansible-runner, and tells what its event stream says; the only module that imports it.
+
+Ansible keeps nothing outside the folder it is given: its home, its temporary files and the run's record are in there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lab.errors import LabError
+
+ANSIBLE: Final = Path(__file__).parent / "ansible"
+PLAYBOOK: Final = ANSIBLE / "site.yml"
+INVENTORY: Final = ANSIBLE / "inventory.py"
+
+_OUTPUT_TAIL: Final = 2000
+"""Characters of a command's output in an error."""
+
+
+class PlayError(LabError):
+    """A task failed, or Ansible itself did."""
+
+    code = "WGV-E099"
+
+
+@dataclass(frozen=True, slots=True)
+class PlayResult:
+    """What a playbook that went well has done, counted over all machines."""
+
+    ok: int
+    changed: int
+
+
+class Progress:
+    """Turns runner's events into a line a task and a sum.
+
+    Args:
+        say: Takes a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.result: PlayResult | None = None
+        self.failure: PlayError | None = None
+        self._say = say
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Take one event (https://docs.ansible.com/projects/runner/en/stable/intro/#runner-artifact-job-events)."""
+        data = event.get("event_data", {})
+        match event["event"]:
+            case "playbook_on_play_start":
+                self._say(data["name"])
+            case "runner_on_ok":
+                changed = " (changed)" if data["res"].get("changed") else ""
+                self._say(f"  {data.get('duration', 0):6.2f} s  {data['host']:<9} {data['task']}{changed}")
+            case "runner_on_failed" | "runner_on_unreachable" if not data.get("ignore_errors"):
+                self.failure = self.failure or PlayError(
+                    f"{data['task']!r} failed on {data['host']}", why=_reason(data["res"])
+                )
+            case "playbook_on_stats":
+                self.result = PlayResult(ok=sum(data["ok"].values()), changed=sum(data["changed"].values()))
+
+
+def _reason(result: Mapping[str, Any]) -> str:
+    """What a failed task's result says; a raw command's has no message but output."""
+    texts = (str(result.get(key) or "").strip() for key in ("msg", "stderr", "stdout"))
+    return "\n".join(text for text in texts if text)[-_OUTPUT_TAIL:]
+
+
+def play(
+    directory: Path, say: Callable[[str], None], *, playbook: Path = PLAYBOOK, inventory: Path = INVENTORY
+) -> PlayResult:
+    """Run a playbook.
+
+    Args:
+        directory: For all that Ansible writes; the record of the last run replaces that of the one before.
+        say: Gets a line for each play and each task's outcome.
+        playbook: What to run.
+        inventory: Where.
+
+    Raises:
+        PlayError: A task failed; the playbook was not gone on with.
+    """
+    import ansible_runner
+
+    progress = Progress(say)
+    shutil.rmtree(directory / "artifacts", ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    runner = ansible_runner.run(
+        private_data_dir=str(directory),
+        playbook=str(playbook),
+        inventory=str(inventory),
+        envvars=environment(directory),
+        event_handler=progress.handle,
+        suppress_env_files=True,
+        quiet=True,
+    )
+    if progress.failure is not None:
+        raise progress.failure
+    if runner.rc != 0 or progress.result is None:
+        why = runner.stdout.read().strip()[-_OUTPUT_TAIL:]
+        raise PlayError(f"ansible-playbook ended with {runner.rc}", why=why)
+    return progress.result
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """The variables that keep Ansible in its folder, in our interpreter and, as it insists on, in UTF-8."""
+    return {
+        "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+        "ANSIBLE_HOME": str(directory),
+        "ANSIBLE_REMOTE_TEMP": str(directory / "tmp"),
+        "ANSIBLE_NOCOLOR": "1",
+        "LC_ALL": "C.UTF-8",
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+    }
