@@ -13,8 +13,10 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from lab.cuse import protocol
@@ -147,6 +149,8 @@ def main(argv: Sequence[str]) -> int:
     signer = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     signer.settimeout(_SIGNER_TIMEOUT)
     signer.connect((arguments.cid, arguments.port))
+    if not Path("/dev/cuse").exists():
+        subprocess.run(["modprobe", "cuse"], check=True)
     serve(os.open("/dev/cuse", os.O_RDWR | os.O_CLOEXEC), NsmFile(SignerConnection(signer).request))
     return 0
 

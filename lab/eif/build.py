@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lab.eif.format import EnclaveImage
-from lab.qemu.image import Image
+from lab.qemu.agent import SERVICES_FILE
+from lab.qemu.cpio import Entry, File
+from lab.qemu.image import PYTHON, Image
 
 
 def from_image(image: Image, *, name: str = "wgvsock-lab", version: str = "1.0") -> EnclaveImage:
@@ -30,3 +35,21 @@ def from_image(image: Image, *, name: str = "wgvsock-lab", version: str = "1.0")
     }
     ramdisks = tuple(ramdisk.read_bytes() for ramdisk in image.ramdisks)
     return EnclaveImage(image.kernel.read_bytes(), image.command_line, ramdisks, metadata)
+
+
+def overlay(folder: Path) -> dict[str, Entry]:
+    """The files below a folder, as additions to an image's application."""
+    return {
+        str(path.relative_to(folder)): File(path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def boot_services(command: Sequence[str]) -> dict[str, Entry]:
+    """What makes a guest an enclave: /dev/nsm, then the command, with whose end the enclave ends."""
+    services = [
+        {"argv": [PYTHON, "-m", "lab.cuse.nsm"], "device": "/dev/nsm"},
+        {"argv": list(command), "main": True},
+    ]
+    return {SERVICES_FILE.lstrip("/"): File(json.dumps(services).encode())}

@@ -471,7 +471,6 @@ class GuestBackend(NetnsBackend):
         if self._security_module is not None:
             self._security_module.kill()
             self.deadline(10).poll(lambda: not self._has_security_module(), "/dev/nsm to go")
-        machine.run(["modprobe", "cuse"]).check()
         log = self.directory / f"logs/{SECURITY_MODULE}.log"
         self._security_module = machine.spawn([PYTHON, "-m", "lab.cuse.nsm"], name=SECURITY_MODULE, log=log)
         self._guest_processes.append((Node.ENCLAVE, self._security_module))

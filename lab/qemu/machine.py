@@ -303,6 +303,11 @@ class Machine:
         with self.qmp() as session:
             session.execute("cont")
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process identifier; 0 when it was never started."""
+        return self._qemu.pid if self._qemu is not None else 0
+
     def exit_code(self) -> int | None:
         """What QEMU ended with, or None while it runs; -1 when it was never started."""
         return self._qemu.poll() if self._qemu is not None else -1
