@@ -40,6 +40,9 @@ GSO_TCPV6: Final = 4
 GSO_UDP_L4: Final = 5
 GSO_ECN: Final = 0x80
 
+GSO_BY_FRAGS: Final = 0xFFFF
+"""A gso_size that Linux takes for an instruction, not for a size; recent kernels refuse it, older ones obey."""
+
 MINIMUM_TCP_SEGMENT: Final = 8
 """Linux' smallest send MSS (TCP_MIN_SND_MSS, 48 bytes) less 40 bytes of TCP options: no kernel cuts TCP finer."""
 
@@ -153,6 +156,8 @@ def _ipv6_transport(ip: memoryview) -> tuple[int, int]:
 
 def _check_segments(segment: memoryview, gso_size: int, protocol: int) -> HeaderFault | None:
     """Cutting the payload gives a sane number of segments."""
+    if gso_size == GSO_BY_FRAGS:
+        return HeaderFault.GSO_SIZE
     if protocol == _UDP:
         too_many = len(segment) - 8 > gso_size * MAXIMUM_UDP_SEGMENTS
         return HeaderFault.GSO_SIZE if too_many or not gso_size else None

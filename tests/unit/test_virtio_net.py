@@ -132,6 +132,8 @@ BAD = {
     ),
     "no segment size": (header(1, 1, 40, 0, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
     "tiny TCP segments": (header(1, 1, 40, 7, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
+    "TCP segments of Linux' magic size": (header(1, 1, 40, 0xFFFF, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
+    "UDP segments of Linux' magic size": (header(1, 5, 28, 0xFFFF, 20, 6) + USO4, HeaderFault.GSO_SIZE),
     "no UDP segment size": (header(1, 5, 28, 0, 20, 6) + USO4, HeaderFault.GSO_SIZE),
     "too many UDP segments": (header(1, 5, 28, 23, 20, 6) + USO4, HeaderFault.GSO_SIZE),
 }
