@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from wgvsock.tunnel.tunnel import TunnelStatistics
-from wgvsock.wireguard import Device, Peer
+from wgvsock.wireguard import Device, DropReason, Peer
 
 SCHEMA: Final = "wgvsock/v1"
 
@@ -51,7 +51,9 @@ def _peer_status(peer: Peer, now: float) -> dict[str, Any]:
 def counters(statistics: TunnelStatistics) -> dict[str, Any]:
     """What was dropped, by reason, and whether super-packets are on."""
     drops = {reason.value: count for reason, count in statistics.device.drops.items()}
+    drops.pop(DropReason.BAD_VIRTIO_HEADER.value, None)  # the same, told apart by what was wrong with the header
     drops |= {
+        **statistics.device.virtio_header_drops,
         "unreachable": statistics.dropped_unreachable,
         "backlog": statistics.dropped_backlog,
         "offloaded": statistics.dropped_offloaded,
