@@ -165,3 +165,14 @@ def test_running_out_of_descriptors_does_not_end_it(machine: Machine) -> None:
         client.close()
     Deadline(10).poll(lambda: machine.wg("show", INTERFACE, check=False), "wg to be answered")
     assert process.output().count(os.strerror(errno.EMFILE)) <= 3
+
+
+def test_wg_may_ask_at_any_moment_of_the_start(machine: Machine) -> None:
+    """Stock ``wg`` removes a control socket that refuses it: none of ours is ever seen before it listens."""
+    asking = machine.start("sh", "-c", f"while :; do wg show {INTERFACE} >/dev/null 2>&1; done", name="asking")
+    for _ in range(10):
+        machine.run(DEVICE, "-n", "udp", INTERFACE)
+        assert machine.wg("show", INTERFACE).startswith(f"interface: {INTERFACE}")
+        machine.run("ip", "link", "del", INTERFACE)
+        Deadline(10).poll(lambda: not machine.socket(INTERFACE).exists(), "the device to end")
+    assert asking.poll() is None

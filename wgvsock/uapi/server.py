@@ -7,6 +7,7 @@ middle of a request, sends garbage, never reads its answer or goes away costs a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -57,41 +58,47 @@ def socket_path(interface: str) -> Path:
 
 
 def open_control_socket(path: Path) -> socket.socket:
-    """Bind and listen at `path`, for root alone; a socket that nobody serves any more is replaced.
+    """Listen at `path`, for root alone; a socket that nobody serves any more is replaced.
+
+    The socket appears at its path only once it listens: ``wg`` removes one that refuses a connection, and a device
+    ends when its socket is removed.
 
     Raises:
         ControlSocketError: Another process serves the path, or it cannot be bound.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")  # ``wg`` lists names that end in .sock
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _remove_stale(path)
-        previous = os.umask(0o177)  # the mode has to be right before anybody can connect
+        _check_free(path)
+        unfinished.unlink(missing_ok=True)
+        previous = os.umask(0o177)
         try:
-            listener.bind(str(path))
+            listener.bind(str(unfinished))
         finally:
             os.umask(previous)
         listener.listen(MAX_CLIENTS)
+        unfinished.rename(path)
     except OSError as error:
         listener.close()
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise ControlSocketError(
             f"cannot open the control socket {path}",
             why=error.strerror or str(error),
             fix="stop the process that has the interface, or choose another interface name",
         ) from None
-    except BaseException:
-        listener.close()
-        raise
     return listener
 
 
-def _remove_stale(path: Path) -> None:
+def _check_free(path: Path) -> None:
+    """Raise OSError unless there is nothing at the path, or a socket that nobody serves any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         match probe.connect_ex(str(path)):
             case errno.ENOENT:
                 return
             case errno.ECONNREFUSED if stat.S_ISSOCK(path.lstat().st_mode):
-                path.unlink()
+                return
             case _:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 

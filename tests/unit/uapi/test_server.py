@@ -247,6 +247,32 @@ def test_the_socket_is_root_s_alone_and_its_folder_is_made(tmp_path: Path) -> No
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_the_socket_appears_only_once_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wg` removes a socket that refuses it, and the device would take that for the operator's wish to end."""
+    path = tmp_path / "wg0.sock"
+    seen: list[list[str]] = []
+
+    class Watched(socket.socket):
+        def listen(self, backlog: int = 0) -> None:
+            seen.append([file.name for file in tmp_path.iterdir() if file.name.endswith(".sock")])
+            super().listen(backlog)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    with open_control_socket(path):
+        assert seen == [[]]
+        assert [file.name for file in tmp_path.iterdir()] == ["wg0.sock"]
+
+
+def test_a_failure_leaves_no_unfinished_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ControlSocketError, match="Permission denied"):
+        open_control_socket(tmp_path / "wg0.sock")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_socket_that_nobody_serves_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "wg0.sock"
     open_control_socket(path).close()
