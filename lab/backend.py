@@ -271,6 +271,10 @@ class Backend(Protocol):
         """
         ...
 
+    def refresh_logs(self) -> None:
+        """Bring the logs in this machine's folder up to date."""
+        ...
+
     def keep_artifacts(self, folder: Path) -> None:
         """Copy logs, configurations and what crossed the vsock point to a folder that outlives the laboratory."""
         ...

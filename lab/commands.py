@@ -1,60 +1,46 @@
-"""The verbs of ``python -m lab`` for a laboratory that stays up: up, down, status, sh, logs, capture, fault."""
+"""The verbs of ``python -m lab`` for a laboratory that stays up: up, down, start, status, sh, logs, capture, fault."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from lab import standing
-from lab.backends import backend_class, choose
+from lab.backend import Backend
 from lab.capture import LINKTYPE_ETHERNET, LINKTYPE_RAW, write_pcap_header, write_pcap_record
 from lab.errors import LabError
 from lab.ladder import Ladder
+from lab.raising import raise_up, say, take_down
 from lab.topology import PACKET_POINTS, Node, Point
 
 SCHEMA = "wgvsock/v1"
 
+_FOLLOW_PERIOD = 0.2  # seconds between two looks at something that grows
+
 
 def up(arguments: argparse.Namespace) -> int:
-    """Raise the laboratory; one that stands already is left as it is."""
-    if standing.is_standing():
-        ladder = standing.find()
-        if ladder.look_ready():
-            say(f"the {ladder.backend.name} laboratory is up already")
-            return _tell_how_to_use(ladder)
-        say("the laboratory that was up is broken, and is taken down first")
-        _take_down(ladder)
-    name, why = choose(arguments.backend)
-    say(f"backend {name}: {why}")
-    ladder = Ladder(backend_class(name)("up"))
-    timed("network, servers, signer, tap", ladder.backend.up)
-    standing.write_down(ladder)  # a step that fails leaves it standing, to be looked at
-    timed("relay started", ladder.start_relay)
-    timed("enclave started", ladder.start_enclave)
-    standing.write_down(ladder)
-    timed("provisioned, attested, tunnel up", ladder.wait_ready)
-    timed("application answers", ladder.wait_application)
-    return _tell_how_to_use(ladder)
+    """Raise the laboratory, or go over the one that stands."""
+    raise_up(arguments.backend)
+    return _tell_how_to_use(standing.attach())
 
 
-def _tell_how_to_use(ladder: Ladder) -> int:
-    topology = ladder.topology
+def _tell_how_to_use(backend: Backend) -> int:
+    topology = backend.topology
     port = topology.application.http_port
     say("")
     say("  python -m lab status                         how it is")
     say(f"  python -m lab sh enclave                     a shell in the enclave: try ping {topology.external4}")
-    say(f"  python -m lab sh external                    outside: try http://{topology.pod4}:{port}/")
+    say(f"  python -m lab sh external                    outside: try wget -qO- http://{topology.pod4}:{port}/")
     say("  python -m lab logs relay -f                  what the Relay says")
     say("  python -m lab capture vsock -o vsock.pcap    packets or bytes at a point")
-    say("  python -m lab fault stall | resume | kill relay | ...")
+    say("  python -m lab fault stall | resume | kill relay | ...; up again mends what it can")
     say("  python -m lab down                           take it away")
     return 0
 
@@ -65,19 +51,43 @@ def down(arguments: argparse.Namespace) -> int:
     if not standing.is_standing():
         say("there is no laboratory")
         return 0
-    left = _take_down(standing.find())
-    if left:
+    if left := take_down():
         raise LabError("the laboratory left something behind", why="; ".join(left))
     say("nothing is left of it")
     return 0
 
 
-def _take_down(ladder: Ladder) -> list[str]:
-    with contextlib.suppress(LabError):
-        ladder.stop()
-    ladder.backend.down()
-    standing.forget()
-    return ladder.backend.leftovers()
+def start(arguments: argparse.Namespace) -> int:
+    """Start what does not run, as configured in its machine; prints what it has started."""
+    with standing.changing() as ladder:
+        for name in arguments.name:
+            if arguments.again or ladder.backend.process(name) is None:
+                _start(ladder, name)
+                print(f"{name} started")
+    return 0
+
+
+def _start(ladder: Ladder, name: str) -> None:
+    """Start a service or a server, ending the one that runs."""
+    backend = ladder.backend
+    servers = {f"{service.node}-server": service for service in ladder.topology.services}
+    match name:
+        case "relay":
+            ladder.restart_relay(_configured(backend, Node.POD, name))
+        case "enclave":
+            ladder.restart_enclave(_configured(backend, Node.ENCLAVE, name))
+        case _ if name in servers:
+            if (process := backend.process(name)) is not None:
+                process.kill()
+            backend.start_server(servers[name]).wait_for_line("ready", backend.deadline(20))
+        case _:
+            raise LabError(f"there is no {name!r} to start", fix=f"choose one of relay, enclave, {', '.join(servers)}")
+
+
+def _configured(backend: Backend, node: Node, role: str) -> dict[str, Any] | None:
+    """The configuration that Ansible, or a person, has put into the machine."""
+    done = backend.run(node, ["cat", f"/etc/wgvsock/{role}.toml"])
+    return tomllib.loads(done.stdout.decode()) if done.exit_code == 0 else None
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -120,49 +130,67 @@ def _faults(tap: dict[str, Any]) -> str:
 
 def shell(arguments: argparse.Namespace) -> int:
     """Become a shell, or a command, in one of the machines."""
-    command = arguments.command or [os.environ.get("SHELL", "/bin/sh")]
-    enter = standing.find().backend.enter(Node(arguments.node))
+    command = arguments.command[arguments.command[:1] == ["--"] :] or ["/bin/sh"]
+    enter = standing.attach().enter(Node(arguments.node))
     os.execvp(enter[0], [*enter, *command])  # noqa: S606 (becomes it)
 
 
 def logs(arguments: argparse.Namespace) -> int:
-    """Print a process's log."""
-    folder = standing.find().backend.directory / "logs"
+    """Print a process's log, and with ``-f`` what comes to it, until interrupted."""
+    backend = standing.attach()
+    backend.refresh_logs()
+    folder = backend.directory / "logs"
     names = sorted(path.stem for path in folder.glob("*.log"))
     if arguments.name not in names:
         raise LabError(f"there is no log of {arguments.name!r}", fix=f"choose one of {', '.join(names)}")
-    follow = ["-n", "+1", *(["-f"] if arguments.follow else []), str(folder / f"{arguments.name}.log")]
-    os.execvp("tail", ["tail", *follow])  # noqa: S606 (becomes it)
+    with (folder / f"{arguments.name}.log").open("rb") as log:
+        while True:
+            shutil.copyfileobj(log, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            if not arguments.follow:
+                return 0
+            backend.detach()
+            time.sleep(_FOLLOW_PERIOD)
+            backend.refresh_logs()
 
 
 def capture(arguments: argparse.Namespace) -> int:
     """Write what passes at a point to a pcap file, until interrupted."""
-    backend = standing.find().backend
+    backend = standing.attach()
     point = Point(arguments.point)
-    with contextlib.suppress(KeyboardInterrupt):
-        if point not in PACKET_POINTS:
-            shutil.copy(backend.tap.recording, arguments.output)
-            say(f"everything that has crossed the vsock point so far is in {arguments.output}")
-            return 0
-        running = backend.capture(point)
-        say(f"capturing at {point}; interrupt to end")
-        written = 0
+    if point not in PACKET_POINTS:
+        shutil.copy(backend.tap.recording, arguments.output)
+        say(f"everything that has crossed the vsock point so far is in {arguments.output}")
+        return 0
+    running = backend.capture(point)
+    say(f"capturing at {point}; interrupt to end")
+    try:
         with Path(arguments.output).open("wb") as stream:
             tun = PACKET_POINTS[point][1].startswith("wg")
             write_pcap_header(stream, LINKTYPE_RAW if tun else LINKTYPE_ETHERNET)
+            written = 0
             while True:
                 for packet in running.packets()[written:]:
                     write_pcap_record(stream, packet.time, packet.data)
                     written += 1
                 stream.flush()
-                time.sleep(0.1)
-    return 0
+                backend.detach()
+                time.sleep(_FOLLOW_PERIOD)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        running.close()
 
 
 def fault(arguments: argparse.Namespace) -> int:
     """Break something, or mend it."""
-    ladder = standing.find()
-    kind, *rest = arguments.fault
+    with standing.changing() as ladder:
+        _fault(ladder, arguments.fault)
+    return 0
+
+
+def _fault(ladder: Ladder, words: list[str]) -> None:
+    kind, *rest = words
     tap = ladder.backend.tap
     match kind, rest:
         case "stall" | "hold" | "drop" | "refuse" | "resume", []:
@@ -171,20 +199,16 @@ def fault(arguments: argparse.Namespace) -> int:
             tap.delay(float(seconds))
         case "flip", ["enclave" | "relay" as end]:
             tap.flip(to=end, offset=20)
-        case "kill", ["relay" | "enclave" as name]:
+        case "kill", [name]:
             if (process := ladder.backend.process(name)) is None:
-                raise LabError(f"the {name} does not run")
+                raise LabError(f"{name} does not run")
             process.kill()
-        case "restart", ["relay"]:
-            ladder.restart_relay()
-        case "restart", ["enclave"]:
-            ladder.restart_enclave()
+        case "restart", [name]:
+            _start(ladder, name)
         case "nsm", knobs:
             ladder.backend.nsm.set_faults(**dict(_knob(knob) for knob in knobs))
         case _:
-            raise LabError(f"there is no fault {' '.join(arguments.fault)!r}", fix="see python -m lab fault --help")
-    standing.write_down(ladder)
-    return 0
+            raise LabError(f"there is no fault {' '.join(words)!r}", fix="see python -m lab fault --help")
 
 
 def _knob(text: str) -> tuple[str, Any]:
@@ -192,20 +216,8 @@ def _knob(text: str) -> tuple[str, Any]:
     return name, json.loads(value) if separator else True
 
 
-def say(text: str) -> None:
-    """Progress goes to standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def timed(what: str, work: Callable[[], object]) -> None:
-    """Do a phase and say how long it took."""
-    begin = time.monotonic()
-    work()
-    say(f"  {time.monotonic() - begin:6.2f} s  {what}")
-
-
 FAULTS = """faults at the vsock point: stall, hold, drop, refuse, delay SECONDS, flip enclave|relay; resume ends them.
-of the services: kill relay|enclave, restart relay|enclave.
+of the services: kill NAME, restart NAME; relay, enclave, external-server, ...
 of the security module: nsm [debug] [wrong_root] [clock_offset=-600] ... (lab/nsm/faults.py); nsm alone ends them."""
 
 
@@ -215,6 +227,10 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verb.add_argument("--backend", default=os.environ.get("LAB", ""), help="default: $LAB, else the best there is")
     verb.set_defaults(run=up)
     verbs.add_parser("down", help="take it away").set_defaults(run=down)
+    for name, again, text in (("start", False, "start what does not run"), ("restart", True, "end it and start it")):
+        verb = verbs.add_parser(name, help=f"{text}: relay, enclave, external-server, node-server")
+        verb.add_argument("name", nargs="+")
+        verb.set_defaults(run=start, again=again)
     verb = verbs.add_parser("status", help="how it is")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=status)

@@ -180,11 +180,13 @@ class Ladder:
             self._stop(self.relay, signal.SIGUSR2)
         self.start_relay(config, timings)
 
-    def restart_enclave(self, timings: Mapping[str, float] | None = None) -> None:
+    def restart_enclave(
+        self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
+    ) -> None:
         """Stop the Enclave's agent as an operator does, and start it again."""
         if self.enclave is not None:
             self._stop(self.enclave)
-        self.start_enclave(timings=timings)
+        self.start_enclave(config, timings)
 
     def nat_rules(self) -> str:
         """The rules in force in the pod, as nft lists them; empty without any."""

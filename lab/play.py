@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from lab.errors import LabError
 ANSIBLE: Final = Path(__file__).parent / "ansible"
 PLAYBOOK: Final = ANSIBLE / "site.yml"
 INVENTORY: Final = ANSIBLE / "inventory.py"
+
+_INCLUDE: Final = "ansible.builtin.include_tasks"  # does nothing itself
 
 _OUTPUT_TAIL: Final = 2000
 """Characters of a command's output in an error."""
@@ -38,32 +41,41 @@ class PlayResult:
 
 
 class Progress:
-    """Turns runner's events into a line a task and a sum.
+    """Turns runner's events into lines, one for each task and one with the time of each play, and into a sum.
 
     Args:
         say: Takes a line.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.result: PlayResult | None = None
         self.failure: PlayError | None = None
         self._say = say
+        self._clock = clock
+        self._play = ("", clock())
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Take one event (https://docs.ansible.com/projects/runner/en/stable/intro/#runner-artifact-job-events)."""
         data = event.get("event_data", {})
         match event["event"]:
             case "playbook_on_play_start":
-                self._say(data["name"])
-            case "runner_on_ok":
-                changed = " (changed)" if data["res"].get("changed") else ""
-                self._say(f"  {data.get('duration', 0):6.2f} s  {data['host']:<9} {data['task']}{changed}")
+                self._end_play()
+                self._play = (data["name"], self._clock())
+            case "runner_on_ok" if data["task_action"] != _INCLUDE:
+                note = ", changed" if data["res"].get("changed") else ""
+                self._say(f"{'':12}{data['host']}: {data['task']} ({data.get('duration', 0):.1f} s{note})")
             case "runner_on_failed" | "runner_on_unreachable" if not data.get("ignore_errors"):
-                self.failure = self.failure or PlayError(
-                    f"{data['task']!r} failed on {data['host']}", why=_reason(data["res"])
-                )
+                reason = _reason(data["res"])
+                self.failure = self.failure or PlayError(f"{data['task']!r} failed on {data['host']}", why=reason)
             case "playbook_on_stats":
+                self._end_play()
                 self.result = PlayResult(ok=sum(data["ok"].values()), changed=sum(data["changed"].values()))
+
+    def _end_play(self) -> None:
+        name, begin = self._play
+        if name:
+            self._say(f"{self._clock() - begin:7.2f} s  {name}")
 
 
 def _reason(result: Mapping[str, Any]) -> str:

@@ -266,6 +266,9 @@ class NetnsBackend:
         """Identifiers of the processes that run in a node."""
         return namespaces.processes_in(build.namespace(self.prefix, node))
 
+    def refresh_logs(self) -> None:
+        """Nothing: the processes write into them."""
+
     def keep_artifacts(self, folder: Path) -> None:
         """Copy logs, configurations, captures and what passed at the vsock point."""
         from lab.capture import write_pcap

@@ -342,10 +342,14 @@ class GuestBackend(NetnsBackend):
         guests = [machine.spec.name for machine in self._machines.values() if machine.exit_code() is None]
         return [f"the guest {name}" for name in guests] + super().leftovers()
 
-    def keep_artifacts(self, folder: Path) -> None:
-        """Also the guests' consoles."""
+    def refresh_logs(self) -> None:
+        """Fetch what the guests' processes have written."""
         for _, process in self._guest_processes:
             process.output()
+
+    def keep_artifacts(self, folder: Path) -> None:
+        """Also the guests' consoles."""
+        self.refresh_logs()
         super().keep_artifacts(folder)
         for node, machine in self._machines.items():
             for name in ("console.log", "verdict", "qemu.log"):

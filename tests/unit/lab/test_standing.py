@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from lab import standing
-from lab.ladder import Ladder
 from lab.standing import NotStandingError
 
 
@@ -37,7 +36,7 @@ class FakeBackend:
 def test_a_laboratory_is_found_again_with_its_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standing, "backend_class", {"fake": FakeBackend}.__getitem__)
     assert not standing.is_standing()
-    standing.write_down(Ladder(FakeBackend({"prefix": "wgv-1"})))  # type: ignore[arg-type]
+    standing.write_down(FakeBackend({"prefix": "wgv-1"}))  # type: ignore[arg-type]
     assert standing.is_standing()
     found = standing.find()
     assert [str(found.relay), str(found.enclave)] == ["the relay of wgv-1", "the enclave of wgv-1"]
@@ -49,7 +48,7 @@ def test_a_laboratory_is_found_again_with_its_services(monkeypatch: pytest.Monke
 def test_nothing_to_find() -> None:
     with pytest.raises(NotStandingError) as caught:
         standing.find()
-    assert (caught.value.code, caught.value.exit_code) == ("WGV-E093", 3)
+    assert (caught.value.code, caught.value.exit_code) == ("WGV-E098", 3)
 
 
 def test_without_the_variable_it_is_kept_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Ansible's dynamic inventory of the laboratory that stands: its machines, how to enter them, what they are to run.
+
+``ansible-playbook -i lab/ansible/inventory.py`` runs it with ``--list``. All of it follows from the topology and from
+what the laboratory has written down (`lab.standing`); no machine is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+CHECKOUT: Final = Path(__file__).parents[2]
+if __name__ == "__main__":  # Ansible runs it by its path
+    sys.path.insert(0, str(CHECKOUT))
+
+from lab import standing  # noqa: E402 (the path comes first)
+from lab.backend import Backend  # noqa: E402
+from lab.ladder import PROBE  # noqa: E402
+from lab.topology import Node, Service  # noqa: E402
+
+READY_TIMEOUT: Final = 20
+"""Seconds that Relay and Enclave have to be ready, on a machine that runs natively."""
+
+
+def inventory(backend: Backend) -> dict[str, Any]:
+    """Groups and host variables, in the form that Ansible reads from an inventory script."""
+    topology = backend.topology
+    served = topology.service(Node.EXTERNAL)
+    hosts = {str(node): _connection(backend, node) for node in Node}
+    hosts[Node.POD] |= _service(backend, Node.POD, "relay", backend.relay_config())
+    hosts[Node.ENCLAVE] |= _service(backend, Node.ENCLAVE, "enclave", backend.enclave_config())
+    hosts[Node.ENCLAVE] |= _request(topology.external4, served)
+    hosts[Node.EXTERNAL] |= _request(topology.pod4, topology.application)
+    return {
+        "_meta": {"hostvars": hosts},
+        "relays": {"hosts": [Node.POD]},
+        "enclaves": {"hosts": [Node.ENCLAVE]},
+        "routers": {"hosts": list(topology.routers)},
+        "servers": {"hosts": [service.node for service in topology.services]},
+        "verifiers": {"hosts": [Node.ENCLAVE, Node.EXTERNAL]},
+    }
+
+
+def _connection(backend: Backend, node: Node) -> dict[str, Any]:
+    """How Ansible enters a machine, and what it finds there."""
+    return {
+        "ansible_connection": "lab",
+        "ansible_python_interpreter": backend.translate(node, [sys.executable])[0],
+        "ansible_remote_tmp": "/run/ansible",
+        "lab_enter": backend.enter(node),
+        "lab_probe": backend.translate(node, PROBE),
+        "lab_python": sys.executable,
+        "lab_checkout": str(CHECKOUT),
+    }
+
+
+def _service(backend: Backend, node: Node, role: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the role wgvsock_service (deploy/ansible)."""
+    command = str(Path(sys.executable).with_name("wgvsock"))
+    return {
+        "wgvsock_role": role,
+        "wgvsock_config": config,
+        "wgvsock_command": backend.translate(node, [command])[0],
+        "wgvsock_service_tasks": str(CHECKOUT / "lab/ansible/service.yml"),
+        "wgvsock_ready_timeout": round(backend.deadline(READY_TIMEOUT).seconds),
+    }
+
+
+def _request(host: str, service: Service) -> dict[str, Any]:
+    """Variables of the role verification: what to ask for, and what answers."""
+    return {
+        "verification_url": {"host": host, "port": service.http_port},
+        "verification_text": f"hello from {service.node}",
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the inventory; variables of a single host are in it already."""
+    print(json.dumps(inventory(standing.attach()) if "--list" in argv else {}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
