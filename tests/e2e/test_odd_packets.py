@@ -141,7 +141,8 @@ def test_a_foreign_source_is_dropped_by_cryptokey_routing(tunnel: Ladder, family
         arrived = [p for p in seen(observation, Point.RELAY_WG0) if b"spoofed" in bytes(p)]
     assert len(carried) == 1
     assert arrived == []
-    assert tunnel.drops(Node.POD)["forbidden_source"] == before.get("forbidden_source", 0) + 1
+    # At least: the enclave's kernel solicits routers from its link-local address, which is as foreign.
+    assert tunnel.drops(Node.POD)["forbidden_source"] >= before.get("forbidden_source", 0) + 1
 
 
 @FAMILIES
