@@ -15,7 +15,7 @@ MODULES = sorted(
 )
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
-# A path of ours: one of the top-level folders and a slash. `wgvsock/prov/1` and the like are names of protocols and schemas.
+# A path of ours: one of the top-level folders and a slash. `wgvsock/prov/1` and the like name protocols and schemas.
 PROTOCOL = r"wgvsock/(?:prov/|wg-key/)?v?\d"
 PATH = re.compile(
     rf"(?<![\w/.])(?!{PROTOCOL})((?:wgvsock|lab|tests|docs|benchmarks|fuzz|deploy|tools)/[\w./-]*\w)(?:::(\w+))?"
