@@ -22,6 +22,7 @@ from wgvsock import settings
 from wgvsock.enclave.config import EnclaveConfig
 from wgvsock.enclave.supervisor import EnclaveSupervisor
 from wgvsock.relay.config import RelayConfig
+from wgvsock.relay.launcher import Launcher
 from wgvsock.relay.supervisor import RelaySupervisor
 from wgvsock.testing import MemoryTun
 from wgvsock.testing.kernel import MemoryFilter, MemoryKernel
@@ -127,14 +128,14 @@ class ServicePair:
         )
         return self._keep(asyncio.ensure_future(self.enclave.run(command)))
 
-    def start_relay(self) -> asyncio.Task[None]:
+    def start_relay(self, launcher: Launcher | None = None) -> asyncio.Task[None]:
         """Start the relay."""
 
         def reload_config() -> RelayConfig:
             return self.reloaded()
 
         clock = asyncio.get_running_loop().time
-        self.relay = RelaySupervisor(self.config, reload_config=reload_config, clock=clock)
+        self.relay = RelaySupervisor(self.config, reload_config=reload_config, launcher=launcher, clock=clock)
         return self._keep(asyncio.ensure_future(self.relay.run()))
 
     def _keep(self, task: asyncio.Task[_T]) -> asyncio.Task[_T]:

@@ -37,9 +37,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _start(config: RelayConfig, path: str) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:
+    from wgvsock.relay.launcher import Launcher
     from wgvsock.relay.supervisor import RelaySupervisor
+    from wgvsock.system.nitro_cli import NitroCli
 
-    supervisor = RelaySupervisor(config, reload_config=lambda: load(path))
+    launch = config.launch
+    launcher = Launcher(launch, config.enclave.cid, NitroCli(launch.nitro_cli)) if launch is not None else None
+    supervisor = RelaySupervisor(config, reload_config=lambda: load(path), launcher=launcher)
 
     async def serve() -> int:
         await supervisor.run()

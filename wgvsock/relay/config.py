@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_interface
 from typing import Annotated, Final, Literal
 
 from wgvsock import settings
-from wgvsock.addresses import StreamAddress, TcpAddress, UnixAddress
+from wgvsock.addresses import (
+    VMADDR_CID_ANY,
+    WIREGUARD_PORT,
+    Cid,
+    StreamAddress,
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+)
 from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, Expectations, PcrSet, Policy, check_roots
 from wgvsock.errors import ConfigurationError
 from wgvsock.provisioning.capabilities import FRAMING_NATIVE, PROFILE_GSO, PROFILE_PLAIN
+from wgvsock.relay.launcher import LaunchSettings
 from wgvsock.settings import (
     Between,
     IpAddress,
@@ -22,6 +31,7 @@ from wgvsock.settings import (
     check_service_name,
     next_port,
 )
+from wgvsock.system.nitro_cli import EnclaveInfo
 
 DEFAULT_PATH: Final = "/etc/wgvsock/relay.toml"
 
@@ -29,6 +39,7 @@ Seconds = Annotated[float, Between(0, 604_800)]
 PortNumber = Annotated[int, Between(1, 65535)]
 ProfileName = Literal["gso", "plain"]
 
+_WHEREVER_LAUNCHED: Final = VsockAddress(VMADDR_CID_ANY, WIREGUARD_PORT)
 _CAPABILITY: Final = {"gso": PROFILE_GSO, "plain": PROFILE_PLAIN}
 _PCR_KEYS: Final = (0, 1, 2, 3, 4, 8)
 
@@ -38,13 +49,13 @@ class EnclaveSettings:
     """``[enclave]``: where the enclave is and what it is given.
 
     Attributes:
-        address: Its WireGuard stream.
+        address: Its WireGuard stream; by default, with ``[launch]``, the launched enclave's CID and port 51820.
         provisioning_address: Its provisioning port; by default the next port.
         addresses: What it gets on wg0.
         routes: What it sends to the relay; by default everything of each family that the uplink has a route for.
     """
 
-    address: StreamAddress
+    address: StreamAddress = _WHEREVER_LAUNCHED
     provisioning_address: StreamAddress | None = None
     addresses: tuple[IpInterface, ...] = (ip_interface("10.73.0.2/24"), ip_interface("fd73::2/64"))
     routes: tuple[IpNetwork, ...] = ()
@@ -67,6 +78,24 @@ class EnclaveSettings:
         if self.provisioning_address is not None:
             return self.provisioning_address
         return next_port(self.address, "provisioning_address")
+
+    @property
+    def cid(self) -> Cid | None:
+        """The enclave's CID, where the address says it."""
+        if isinstance(self.address, VsockAddress) and self.address.cid != VMADDR_CID_ANY:
+            return self.address.cid
+        return None
+
+    @property
+    def waits_for_cid(self) -> bool:
+        """Whether the address is that of an enclave which has yet to be launched."""
+        return isinstance(self.address, VsockAddress) and self.address.cid == VMADDR_CID_ANY
+
+    def launched(self, cid: Cid) -> EnclaveSettings:
+        """The same with the launched enclave's CID where that was left open."""
+        return replace(
+            self, address=_with_cid(self.address, cid), provisioning_address=_with_cid(self.provisioning(), cid)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,13 +310,15 @@ class RelayConfig:
     """The whole file.
 
     Attributes:
+        launch: The enclave is launched by the relay; without this table one that runs is attached to.
         name: Names state journal, signing key and control socket in `runtime_directory`.
         runtime_directory: For this process's state; emptied by a boot.
         log_level: Lowest level to log.
     """
 
-    enclave: EnclaveSettings
     attestation: AttestationSettings
+    enclave: EnclaveSettings = field(default_factory=EnclaveSettings)
+    launch: LaunchSettings | None = None
     name: str = "relay"
     runtime_directory: str = "/run/wgvsock"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -299,10 +330,24 @@ class RelayConfig:
 
     def __post_init__(self) -> None:
         check_service_name(self.name)
+        if self.launch is None and self.enclave.waits_for_cid:
+            raise ConfigurationError(
+                "no enclave is named",
+                why='"enclave.address" is missing, and so is the table "launch"',
+                fix='write enclave.address = "vsock:16:51820" to attach to a running enclave, or launch.image',
+            )
         if self.interface.name == self.nat.uplink:
             raise ConfigurationError(
                 "the tunnel cannot be its own uplink", why=f"both are {self.nat.uplink}", fix='change "nat.uplink"'
             )
+
+    def launched(self, enclave: EnclaveInfo) -> RelayConfig:
+        """The same for an enclave that was launched: its CID where that was left open, and no other module_id."""
+        return replace(
+            self,
+            enclave=self.enclave.launched(enclave.cid),
+            attestation=replace(self.attestation, module_id=enclave.enclave_id),
+        )
 
     def restart_needed_for(self, other: RelayConfig) -> str | None:
         """The first setting that differs and cannot be changed while the relay runs; None: all can."""
@@ -316,6 +361,7 @@ _FIXED: Final = (
     "interface.name",
     "interface.profiles",
     "enclave.address",
+    "launch",
     "provisioning.signing_key_file",
     "nat.uplink",
     "health.listen",
@@ -324,6 +370,12 @@ _FIXED: Final = (
 
 def _lookup(config: RelayConfig, key: str) -> object:
     return functools.reduce(getattr, key.split("."), config)
+
+
+def _with_cid(address: StreamAddress, cid: Cid) -> StreamAddress:
+    if isinstance(address, VsockAddress) and address.cid == VMADDR_CID_ANY:
+        return VsockAddress(cid, address.port)
+    return address
 
 
 def load(path: str) -> RelayConfig:

@@ -10,9 +10,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from wgvsock.addresses import Cid
+from wgvsock.settings import Between
 from wgvsock.system.nitro_cli import EnclaveInfo, NitroCli, RunRequest
 
 FIRST_BACKOFF: Final = 1.0
@@ -25,30 +26,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LaunchSettings:
-    """What to launch, and what to do with what a crash of ours left running.
+    """``[launch]``: what to launch, and what to do with what a crash of ours left running.
 
     Attributes:
         image: Path of the enclave image file.
         cpu_count: Virtual CPUs.
         memory_mib: Memory in MiB.
-        cid: Context identifier; None lets nitro-cli choose.
-        name: The enclave's name; one Relay owns one name on a machine.
+        name: The enclave's name; one relay owns one name on a machine.
         debug: Debug mode; its attestation is refused unless the policy allows it.
         leftover: An enclave of our name runs already when we start: go on with it, or end it and launch a fresh one.
+        nitro_cli: The tool's name on PATH, or its path.
     """
 
     image: str
-    cpu_count: int = 2
-    memory_mib: int = 512
-    cid: Cid | None = None
+    cpu_count: Annotated[int, Between(1, 1024)] = 2
+    memory_mib: Annotated[int, Between(64, 1 << 22)] = 512
     name: str = "wgvsock"
     debug: bool = False
     leftover: Literal["adopt", "terminate"] = "adopt"
-
-    @property
-    def request(self) -> RunRequest:
-        """The same for nitro-cli."""
-        return RunRequest(self.image, self.cpu_count, self.memory_mib, self.cid, self.name, self.debug)
+    nitro_cli: str = "nitro-cli"
 
 
 class Launcher:
@@ -56,6 +52,7 @@ class Launcher:
 
     Args:
         settings: What to launch.
+        cid: Context identifier that the enclave has to have; None lets nitro-cli choose.
         nitro_cli: The tool.
         sleep: Lets seconds pass.
     """
@@ -63,12 +60,14 @@ class Launcher:
     def __init__(
         self,
         settings: LaunchSettings,
+        cid: Cid | None,
         nitro_cli: NitroCli,
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.enclave: EnclaveInfo | None = None
         self._settings = settings
+        self._cid = cid
         self._nitro_cli = nitro_cli
         self._sleep = sleep
         self._backoff = FIRST_BACKOFF
@@ -88,7 +87,7 @@ class Launcher:
                 return left
             _log.info("terminating the enclave %s that an earlier run left", left.enclave_id)
             await self._nitro_cli.terminate_enclave(left.enclave_id)
-        self.enclave = await self._nitro_cli.run_enclave(self._settings.request)
+        self.enclave = await self._nitro_cli.run_enclave(self._request())
         _log.info("launched the enclave %s (CID %d)", self.enclave.enclave_id, self.enclave.cid)
         return self.enclave
 
@@ -132,11 +131,16 @@ class Launcher:
         self._started = False
         self.enclave = None
 
+    def _request(self) -> RunRequest:
+        settings = self._settings
+        return RunRequest(
+            settings.image, settings.cpu_count, settings.memory_mib, self._cid, settings.name, settings.debug
+        )
+
     async def _ours(self) -> list[EnclaveInfo]:
         return [one for one in await self._nitro_cli.describe_enclaves() if one.name == self._settings.name]
 
     def _adoptable(self, left: EnclaveInfo) -> bool:
         """Only what we would have launched ourselves: another CID or another mode is not it."""
-        settings = self._settings
-        same = left.running and left.debug == settings.debug and settings.cid in {None, left.cid}
-        return settings.leftover == "adopt" and same
+        same = left.running and left.debug == self._settings.debug and self._cid in {None, left.cid}
+        return self._settings.leftover == "adopt" and same

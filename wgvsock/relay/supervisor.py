@@ -32,6 +32,7 @@ from wgvsock.provisioning import PROFILE_GSO, Deadlines, EnclaveProvisioned, Tun
 from wgvsock.relay.config import RelayConfig
 from wgvsock.relay.errors import ReloadError
 from wgvsock.relay.health import Readiness, State, live
+from wgvsock.relay.launcher import Launcher
 from wgvsock.relay.nat import Nat, make_ruleset
 from wgvsock.relay.network import (
     Uplink,
@@ -48,6 +49,7 @@ from wgvsock.system import netfilter, netlink, resolver
 from wgvsock.system.journal import Journal
 from wgvsock.system.netfilter import Netfilter, Ruleset
 from wgvsock.system.netlink import Netlink, open_netlink
+from wgvsock.system.nitro_cli import NitroCliError
 from wgvsock.system.tasks import first_of, wait_for_event
 from wgvsock.telemetry.endpoint import Answer, Endpoint, Route, as_json
 from wgvsock.telemetry.logs import fields
@@ -71,6 +73,7 @@ class RelaySupervisor:
     Args:
         config: What the operator wants.
         reload_config: Reads the configuration again, for `reload`.
+        launcher: Launches the enclave; None: it runs already.
         timings: The WireGuard core's limits.
         deadlines: Of provisioning; by default those of the configuration.
         random: Entropy for every key, nonce and ephemeral.
@@ -83,6 +86,7 @@ class RelaySupervisor:
         config: RelayConfig,
         *,
         reload_config: Callable[[], RelayConfig] | None = None,
+        launcher: Launcher | None = None,
         timings: Timings | None = None,
         deadlines: Deadlines | None = None,
         random: Callable[[int], bytes] = os.urandom,
@@ -91,6 +95,7 @@ class RelaySupervisor:
     ) -> None:
         self._config = config
         self._reload_config = reload_config
+        self._launcher = launcher
         self._deadlines = deadlines
         self._random = random
         self._watch_interval = watch_interval
@@ -220,6 +225,12 @@ class RelaySupervisor:
         self._tunnel.wake()
 
     async def _take_back(self) -> None:
+        if self._launcher is not None and not self._keep_flows:
+            try:
+                await self._launcher.stop()
+            except NitroCliError as failure:
+                extra = fields(code=failure.code, error=failure, fix=failure.fix)
+                _log.error("the enclave was not terminated", extra=extra)
         if self._leaves_rules:
             _log.info("the relay has stopped, and leaves its closed packet filter to the next one")
             return
@@ -236,11 +247,14 @@ class RelaySupervisor:
         while True:
             await self._adopt()
             try:
+                await self._launch()
                 await self._attest()
             except AttestationError as error:
                 self._note(error, "rejected")
                 await self._give_up("the enclave was refused")
-            except (ProvisioningError, TransportError) as error:
+                if self._launcher is not None:
+                    raise  # what was launched is not what is wanted, and will not become it by waiting
+            except (ProvisioningError, TransportError, NitroCliError) as error:
                 self._note(error, "failed")
                 if self._session.peer is None or self._is_lost() or self._clock() >= self._trusted_until:
                     await self._give_up("attestation could not be carried out")
@@ -250,12 +264,28 @@ class RelaySupervisor:
                 continue
             await wait_for_event(self._attention, self._backoff.next_delay())
 
+    async def _launch(self) -> None:
+        """An enclave that is ours to launch runs, after this."""
+        if self._launcher is None:
+            return
+        if self._launcher.enclave is None:
+            await self._launcher.start()
+        elif not await self._launcher.is_running():
+            _log.warning("the enclave has ended", extra=fields(enclave=self._launcher.enclave.enclave_id))
+            await self._launcher.restart()
+
+    def _target(self) -> RelayConfig:
+        """The configuration, with what is known of the enclave only since it was launched."""
+        if self._launcher is None or self._launcher.enclave is None:
+            return self._config
+        return self._config.launched(self._launcher.enclave)
+
     async def _attest(self) -> None:
         """One exchange, one handshake, and the way is open."""
         if self._session.peer is None:
             self._enter(State.PROVISIONING)
         self._demanded = False
-        config, tunnel_config = self._config, self._tunnel_config
+        config, tunnel_config = self._target(), self._tunnel_config
         private_key = generate_private_key(self._random)
         provisioned = await self._provisioner.provision(config, tunnel_config, public_key(private_key))
         if self._session.peer is None:
@@ -277,6 +307,8 @@ class RelaySupervisor:
         self._attest_by = self._clock() + period
         self._trusted_until = self._attest_by + self._config.provisioning.grace
         self._attempts["ok"] += 1
+        if self._launcher is not None:
+            self._launcher.proved()
         self._last_error = None
         attested = provisioned.attested
         self._attested = {
@@ -409,6 +441,12 @@ class RelaySupervisor:
             rules=self._nat.is_open,
         )
 
+    def _launched_status(self) -> dict[str, Any] | None:
+        if self._launcher is None or self._launcher.enclave is None:
+            return None
+        enclave = self._launcher.enclave
+        return {"name": enclave.name, "enclave_id": enclave.enclave_id, "cid": enclave.cid, "debug": enclave.debug}
+
     def status(self) -> dict[str, Any]:
         """The snapshot for ``wgvsock status --json``."""
         now = self._clock()
@@ -427,7 +465,8 @@ class RelaySupervisor:
                 "handshake": readiness.handshake,
                 "rules": readiness.rules,
             },
-            "enclave": str(self._config.enclave.address),
+            "enclave": str(self._target().enclave.address),
+            "launched": self._launched_status(),
             "attestation": self._attested,
             "root_is_aws": not self._config.attestation.has_foreign_root,
             "debug_allowed": self._config.attestation.allow_debug,

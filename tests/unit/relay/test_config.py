@@ -15,6 +15,7 @@ from wgvsock.errors import ConfigurationError
 from wgvsock.relay import config as relay
 from wgvsock.relay.config import NatSettings, PublishSettings, RelayConfig
 from wgvsock.relay.template import TEMPLATE
+from wgvsock.system.nitro_cli import EnclaveInfo
 
 PCRS = "\n".join(f'pcr{index} = "{str(index + 1) * 96}"' for index in (0, 1, 2))
 MINIMAL = f'[enclave]\naddress = "vsock:16:51820"\n[[attestation.pcr_sets]]\n{PCRS}\n'
@@ -111,3 +112,35 @@ def test_what_needs_a_restart() -> None:
     assert config.restart_needed_for(replace(config, log_level="debug")) == "log_level"
     signed = replace(config, provisioning=replace(config.provisioning, signing_key_file="/etc/key"))
     assert config.restart_needed_for(signed) == "provisioning.signing_key_file"  # read once, at the start
+
+
+def test_without_an_address_the_launched_enclave_says_where_it_is() -> None:
+    text = MINIMAL.replace('[enclave]\naddress = "vsock:16:51820"\n', '[launch]\nimage = "/images/app.eif"\n')
+    config = parse(text)
+    assert config.enclave.waits_for_cid
+    assert config.enclave.cid is None
+    enclave = EnclaveInfo("wgvsock", "i-05f6ed443a0bcdef0-enc1", 1, Cid(21), "RUNNING", False, 2, 512)
+    launched = config.launched(enclave)
+    assert launched.enclave.address == VsockAddress(Cid(21), Port(51820))
+    assert launched.enclave.provisioning() == VsockAddress(Cid(21), Port(51821))
+    assert launched.attestation.module_id == "i-05f6ed443a0bcdef0-enc1"
+    assert config.restart_needed_for(parse(text.replace("app.eif", "other.eif"))) == "launch"
+
+
+def test_a_cid_that_is_written_down_is_asked_for_and_kept() -> None:
+    config = parse(MINIMAL + '[launch]\nimage = "/images/app.eif"\n')
+    assert config.enclave.cid == 16
+    enclave = EnclaveInfo("wgvsock", "i-05f6ed443a0bcdef0-enc1", 1, Cid(16), "RUNNING", False, 2, 512)
+    assert config.launched(enclave).enclave.address == VsockAddress(Cid(16), Port(51820))
+
+
+def test_an_address_of_another_kind_is_kept() -> None:
+    text = MINIMAL.replace("vsock:16:51820", "hybrid:/run/v:51820") + '[launch]\nimage = "/images/app.eif"\n'
+    enclave = EnclaveInfo("wgvsock", "i-05f6ed443a0bcdef0-enc1", 1, Cid(16), "RUNNING", False, 2, 512)
+    assert str(parse(text).launched(enclave).enclave.provisioning()) == "hybrid:/run/v:51821"
+    assert parse(text).enclave.cid is None
+
+
+def test_no_enclave_at_all_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="no enclave is named"):
+        parse(MINIMAL.replace('[enclave]\naddress = "vsock:16:51820"\n', ""))

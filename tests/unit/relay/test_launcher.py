@@ -51,8 +51,8 @@ def parent() -> Parent:
     return Parent()
 
 
-def launcher(parent: Parent, settings: LaunchSettings = SETTINGS) -> Launcher:
-    return Launcher(settings, parent, sleep=parent.sleep)
+def launcher(parent: Parent, settings: LaunchSettings = SETTINGS, cid: Cid | None = None) -> Launcher:
+    return Launcher(settings, cid, parent, sleep=parent.sleep)
 
 
 @pytest.mark.asyncio
@@ -72,20 +72,20 @@ async def test_an_enclave_that_our_crash_left_is_adopted(parent: Parent) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings"),
+    ("changes", "settings", "cid"),
     [
-        ({}, replace(SETTINGS, leftover="terminate")),
-        ({"state": "TERMINATING"}, SETTINGS),
-        ({"debug": True}, SETTINGS),
-        ({"cid": Cid(98)}, replace(SETTINGS, cid=Cid(99))),
+        ({}, replace(SETTINGS, leftover="terminate"), None),
+        ({"state": "TERMINATING"}, SETTINGS, None),
+        ({"debug": True}, SETTINGS, None),
+        ({"cid": Cid(98)}, SETTINGS, Cid(99)),
     ],
 )
 @pytest.mark.asyncio
 async def test_what_is_not_ours_as_configured_is_terminated_and_launched_anew(
-    parent: Parent, changes: dict[str, object], settings: LaunchSettings
+    parent: Parent, changes: dict[str, object], settings: LaunchSettings, cid: Cid | None
 ) -> None:
     parent.enclaves = [left_over(**changes)]
-    enclave = await launcher(parent, settings).start()
+    enclave = await launcher(parent, settings, cid).start()
     assert parent.enclaves == [enclave]
     assert enclave.enclave_id == "i-1-enc1"
 
