@@ -24,6 +24,10 @@ _CHUNK: Final = 16_384
 MAX_CONNECTIONS: Final = 8
 """One exchange goes on at a time; the others are connections that still have to be told so."""
 
+LAST_WORD_TIMEOUT: Final = 2.0
+"""Seconds beyond the exchange's own deadline in which a client has to take what it is told: one that makes no room for
+it must not keep its place."""
+
 Work = Callable[[EnclaveEvent], Awaitable[None]]
 """Carries an event out; what it raises ends the agent."""
 
@@ -100,7 +104,8 @@ class ProvisioningServer:
                 sock.close()
                 continue
             exchange = self._provisioning.accept(self._clock())
-            self._connections.add(_Connection(sock, exchange, self, self._clock))
+            patience = self._provisioning.deadlines.exchange + LAST_WORD_TIMEOUT
+            self._connections.add(_Connection(sock, exchange, self, self._clock, patience))
             self.settle()
 
     async def _carry_out(self) -> NoReturn:
@@ -118,7 +123,12 @@ class _Connection:
     """Bytes between one socket and its exchange."""
 
     def __init__(
-        self, sock: socket.socket, exchange: Exchange, server: ProvisioningServer, clock: Callable[[], float]
+        self,
+        sock: socket.socket,
+        exchange: Exchange,
+        server: ProvisioningServer,
+        clock: Callable[[], float],
+        patience: float,
     ) -> None:
         self._socket = sock
         self._exchange = exchange
@@ -127,6 +137,7 @@ class _Connection:
         self._outgoing = bytearray()  # an exchange says less than 20 KiB in all
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._readable)
+        self._patience = self._loop.call_later(patience, self.close)
 
     def flush(self) -> None:
         """Send what the exchange has to say as far as the kernel takes it; close after its last word."""
@@ -146,6 +157,7 @@ class _Connection:
 
     def close(self) -> None:
         """Close the socket."""
+        self._patience.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
