@@ -21,6 +21,11 @@ class TunDevice(Protocol):
         """Bytes in front of each IP packet: 0, or 10 with a virtio_net_hdr."""
         ...
 
+    @property
+    def udp_segmentation(self) -> bool:
+        """Whether it takes UDP super-packets."""
+        ...
+
     def fileno(self) -> int:
         """Descriptor that becomes readable when a packet waits."""
         ...
@@ -31,6 +36,10 @@ class TunDevice(Protocol):
         Raises:
             SystemSetupError: The interface is gone.
         """
+        ...
+
+    def read_split(self, head: memoryview, rest: memoryview) -> int:
+        """Read one packet into two buffers, the second from where the first is full; otherwise as `read_into`."""
         ...
 
     def write(self, packet: memoryview) -> bool:

@@ -43,10 +43,8 @@ _F_TSO_ECN: Final = 0x08
 _F_USO4: Final = 0x20
 _F_USO6: Final = 0x40
 
-_OFFLOADS: Final = (
-    _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN | _F_USO4 | _F_USO6,
-    _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN,  # kernels before 6.2 know no UDP segmentation on a TUN
-)
+_OFFLOADS: Final = _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN
+_UDP_OFFLOADS: Final = _F_USO4 | _F_USO6  # unknown to kernels before 6.2
 
 _IFREQ: Final = struct.Struct("16sH22x")
 _INT: Final = struct.Struct("i")
@@ -59,10 +57,15 @@ class Tun:
 
     Args:
         fd: A non-blocking descriptor that TUNSETIFF was done on; the object owns it.
+
+    Attributes:
+        packet_headroom: See `TunDevice.packet_headroom`.
+        udp_segmentation: See `TunDevice.udp_segmentation`.
     """
 
     def __init__(self, fd: int) -> None:
         self.packet_headroom = HEADER_LENGTH if _interface(fd)[1] & _IFF_VNET_HDR else 0
+        self.udp_segmentation = _knows_udp_segmentation(fd) and self.packet_headroom > 0
         self._file = io.FileIO(fd, "r+")  # its readinto reports "nothing waits" without the cost of an exception
         self._readinto = self._file.readinto
         self._write = self._file.write
@@ -87,6 +90,15 @@ class Tun:
         except OSError as error:
             raise _gone(error) from None
 
+    def read_split(self, head: memoryview, rest: memoryview) -> int:
+        """See `TunDevice.read_split`."""
+        try:
+            return os.readv(self.fileno(), (head, rest))
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _gone(error) from None
+
     def write(self, packet: memoryview) -> bool:
         """See `TunDevice.write`."""
         try:
@@ -95,25 +107,24 @@ class Tun:
             return False
 
     def set_offloads(self, enabled: bool) -> None:
-        """Allow super-packets and open checksums, as far as the kernel knows them, or forbid both.
+        """Allow super-packets and open checksums, UDP's where the kernel knows them, or forbid both.
 
         Packets that already wait in the interface's queue keep their form.
 
         Raises:
-            SystemSetupError: The kernel refuses every choice.
+            SystemSetupError: The kernel refuses.
         """
-        for flags in _OFFLOADS if enabled else (0,):
-            try:
-                fcntl.ioctl(self._file, _TUNSETOFFLOAD, flags)
-            except OSError as error:
-                refused = error
-            else:
-                return
-        raise TunForbiddenError(
-            "cannot change the offloads of the tunnel interface",
-            why=refused.strerror or str(refused),
-            fix="use the plain profile",
-        )
+        flags = 0
+        if enabled:
+            flags = _OFFLOADS | _UDP_OFFLOADS if self.udp_segmentation else _OFFLOADS
+        try:
+            fcntl.ioctl(self._file, _TUNSETOFFLOAD, flags)
+        except OSError as error:
+            raise TunForbiddenError(
+                "cannot change the offloads of the tunnel interface",
+                why=error.strerror or str(error),
+                fix="use the plain profile",
+            ) from None
 
     def set_mtu(self, mtu: int) -> None:
         """Set the interface's MTU, in bytes (netdevice(7)).
@@ -160,7 +171,6 @@ def open_tun(name: str, *, packet_headroom: int = 0) -> Tun:
         if packet_headroom:
             fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(packet_headroom))
             fcntl.ioctl(fd, _TUNSETVNETLE, _INT.pack(1))
-        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
         return Tun(fd)
     except OSError as error:
         os.close(fd)
@@ -196,6 +206,18 @@ def _interface(fd: int) -> tuple[str, int]:
         raise _gone(error) from None
     name, flags = _IFREQ.unpack(answer)
     return name.rstrip(b"\0").decode(), flags
+
+
+def _knows_udp_segmentation(fd: int) -> bool:
+    """Whether the kernel takes and gives UDP super-packets; the offloads are off behind this."""
+    try:
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _F_CSUM | _UDP_OFFLOADS)
+    except OSError:
+        known = False
+    else:
+        known = True
+    fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
+    return known
 
 
 def _open_device() -> int:

@@ -14,10 +14,12 @@ class MemoryTun:
 
     Args:
         packet_headroom: 0, or 10 for a virtio_net_hdr in front of each packet.
+        udp_segmentation: Whether the kernel that the test plays takes UDP super-packets.
     """
 
-    def __init__(self, packet_headroom: int = 0) -> None:
+    def __init__(self, packet_headroom: int = 0, *, udp_segmentation: bool = True) -> None:
         self.packet_headroom = packet_headroom
+        self.udp_segmentation = udp_segmentation
         self.offloads = False
         self.refuses_writes = False
         self._ours, self._kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -37,6 +39,16 @@ class MemoryTun:
         """See `TunDevice.read_into`."""
         try:
             length = self._ours.recv_into(buffer)
+        except BlockingIOError:
+            return 0
+        if not length:
+            raise TunGoneError("the tunnel interface is gone")
+        return length
+
+    def read_split(self, head: memoryview, rest: memoryview) -> int:
+        """See `TunDevice.read_split`."""
+        try:
+            length = self._ours.recvmsg_into((head, rest))[0]
         except BlockingIOError:
             return 0
         if not length:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from wgvsock.devices.base import TunDevice
 from wgvsock.framing import MAX_NATIVE_DATAGRAM
 from wgvsock.transports.base import Link
-from wgvsock.virtio_net import HEADER_LENGTH
+from wgvsock.tunnel.udp_segmentation import segments
+from wgvsock.virtio_net import GSO_UDP_L4, HEADER_LENGTH
 from wgvsock.wireguard import Device
 
 
@@ -21,6 +22,7 @@ class Inbound:
     def __init__(self, device: Device, tun: TunDevice) -> None:
         self._device = device
         self._tun = tun
+        self._segments_udp = tun.packet_headroom > 0 and not tun.udp_segmentation
         self._buffer = memoryview(bytearray(HEADER_LENGTH + MAX_NATIVE_DATAGRAM))
         self.dropped_by_kernel = 0
 
@@ -29,7 +31,11 @@ class Inbound:
         open_into, write, buffer = self._device.open_into, self._tun.write, self._buffer
         for datagram in datagrams:
             length = open_into(datagram, link, buffer, now)
-            if length and not write(buffer[:length]):
+            if not length:
+                continue
+            if self._segments_udp and buffer[1] == GSO_UDP_L4:
+                self.dropped_by_kernel += sum(not write(packet) for packet in segments(buffer[:length]))
+            elif not write(buffer[:length]):
                 self.dropped_by_kernel += 1
         if not link.authenticated and self._has_proved_itself(link, now):
             link.mark_authenticated()

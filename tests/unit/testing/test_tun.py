@@ -17,6 +17,19 @@ def test_packets_both_ways_keep_their_borders() -> None:
     tun.close()
 
 
+def test_a_packet_in_two_buffers() -> None:
+    tun = MemoryTun()
+    head, rest = memoryview(bytearray(4)), memoryview(bytearray(10))
+    assert tun.read_split(head, rest) == 0
+    tun.inject(b"headrest")
+    assert tun.read_split(head, rest) == 8
+    assert bytes(head) + bytes(rest[:4]) == b"headrest"
+    tun.remove()
+    with pytest.raises(TunGoneError):
+        tun.read_split(head, rest)
+    tun.close()
+
+
 def test_a_super_packet_fits() -> None:
     tun = MemoryTun(packet_headroom=10)
     packet = bytes(65_545)

@@ -11,10 +11,10 @@ PACKET = ipv4_packet("10.0.0.1", "10.0.0.2", b"payload")
 class Way:
     """Bob's way in; Alice makes the datagrams."""
 
-    def __init__(self, *, headroom: int = 0, profile: Profile = Profile.PLAIN) -> None:
+    def __init__(self, *, headroom: int = 0, profile: Profile = Profile.PLAIN, udp_segmentation: bool = True) -> None:
         self.pair = DevicePair(packet_headroom=headroom, profile=profile)
         self.pair.handshake()
-        self.tun = MemoryTun(headroom)
+        self.tun = MemoryTun(headroom, udp_segmentation=udp_segmentation)
         self.transport, _ = MemoryTransport.pair()
         self.link = self.transport.link
         self.inbound = Inbound(self.pair.bob, self.tun)
@@ -38,6 +38,31 @@ def test_a_batch_reaches_the_kernel_in_order(headroom: int, profile: Profile) ->
     way = Way(headroom=headroom, profile=profile)
     packets = [bytes(headroom) + ipv4_packet("10.0.0.1", "10.0.0.2", bytes(n)) for n in (0, 1, 15, 1400, 65_515)]
     assert way.receive(way.sealed(*packets)) == packets
+    way.tun.close()
+
+
+UDP_SUPER_PACKET = (
+    bytes([1, 5, 28, 0, 4, 0, 20, 0, 6, 0])
+    + ipv4_packet("10.0.0.1", "10.0.0.2", b"\0\1\0\2\0\x12\1\1" + b"aaaabbbbcc")[:9]
+    + b"\x11"
+    + ipv4_packet("10.0.0.1", "10.0.0.2", b"\0\1\0\2\0\x12\1\1" + b"aaaabbbbcc")[10:]
+)
+
+
+def test_a_udp_super_packet_goes_to_the_kernel_in_one_piece() -> None:
+    way = Way(headroom=10, profile=Profile.GSO)
+    assert way.receive(way.sealed(UDP_SUPER_PACKET)) == [UDP_SUPER_PACKET]
+    way.tun.close()
+
+
+def test_an_older_kernel_gets_the_datagrams_of_a_udp_super_packet() -> None:
+    way = Way(headroom=10, profile=Profile.GSO, udp_segmentation=False)
+    packets = way.receive(way.sealed(UDP_SUPER_PACKET, bytes(10) + PACKET))
+    assert [packet[38:] for packet in packets[:3]] == [b"aaaa", b"bbbb", b"cc"]
+    assert packets[3] == bytes(10) + PACKET
+    way.tun.refuses_writes = True
+    way.receive(way.sealed(UDP_SUPER_PACKET))
+    assert way.inbound.dropped_by_kernel == 3
     way.tun.close()
 
 

@@ -5,13 +5,15 @@ import pytest
 from wgvsock.testing import DevicePair, MemoryTransport, MemoryTun
 from wgvsock.testing.pair import BOB, ipv4_packet
 from wgvsock.tunnel import outbound
-from wgvsock.tunnel.outbound import BATCH_PACKETS, OVERHEAD, Outbound
+from wgvsock.tunnel.outbound import OVERHEAD, Outbound
 from wgvsock.wireguard import DropReason, Profile, public_key
 
 PACKET = ipv4_packet("10.0.0.1", "10.0.0.2", b"payload")
 UNROUTED = ipv4_packet("10.0.0.1", "192.0.2.1", b"payload")
 OPEN_CHECKSUM = bytes([1, 0, 0, 0, 0, 0, 20, 0, 6, 0])
 SEGMENTED = bytes([0, 1, 40, 0, 100, 0, 20, 0, 16, 0])
+UDP_PACKET = ipv4_packet("10.0.0.1", "10.0.0.2", b"\0\1\0\2\0\x0c\1\1data")
+UDP = OPEN_CHECKSUM + UDP_PACKET[:6] + b"\x40\0\x40\x11" + UDP_PACKET[10:]
 
 
 class Way:
@@ -48,10 +50,20 @@ def test_a_batch_is_sealed_and_sent_in_order() -> None:
     way.tun.close()
 
 
-def test_a_batch_ends_so_that_others_get_their_turn() -> None:
+def test_a_batch_ends_so_that_others_get_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "BATCH_PACKETS", 32)
     way = Way()
-    assert len(way.send(*[PACKET] * (BATCH_PACKETS + 5))) == BATCH_PACKETS
+    assert len(way.send(*[PACKET] * 37)) == 32
     assert len(way.send()) == 5
+    way.tun.close()
+
+
+def test_a_batch_leaves_no_packet_behind_that_was_read_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "BATCH_PACKETS", 1)
+    way = Way(headroom=10, profile=Profile.GSO)
+    way.outbound.offloads = True
+    other = UDP[:31] + b"\x99" + UDP[32:]
+    assert way.send(UDP, other, UDP) == [UDP, other, UDP]
     way.tun.close()
 
 
@@ -148,7 +160,5 @@ def test_what_was_queued_with_offloads_is_dropped_without_them() -> None:
 def test_with_offloads_headers_travel_along() -> None:
     way = Way(headroom=10, profile=Profile.GSO)
     way.outbound.offloads = True
-    udp = bytes([1, 0, 0, 0, 0, 0, 20, 0, 6, 0]) + PACKET[:9] + bytes([17]) + PACKET[10:] + bytes(1)
-    udp = udp[:12] + (len(udp) - 10).to_bytes(2, "big") + udp[14:]
-    assert way.send(udp) == [udp]
+    assert way.send(UDP) == [UDP]
     way.tun.close()
