@@ -49,4 +49,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
 
 def _quote(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if _BARE.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    if _BARE.fullmatch(text):
+        return text
+    # JSON leaves some characters alone that end a line or steer a terminal (U+0085, U+009B), and surrogates.
+    return json.dumps(text, ensure_ascii=not text.isprintable())
