@@ -31,6 +31,13 @@ _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; version=0.0.4"
 
 
+class NotRunningError(TransportError):
+    """Nobody listens at a control socket."""
+
+    code = "WGV-E087"
+    exit_code = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a route answers."""
@@ -148,7 +155,8 @@ def request(path: str, method: str, target: str, *, timeout: float = REQUEST_TIM
     """Ask the control socket at a path; blocking. The HTTP status, and the JSON object or text of the answer.
 
     Raises:
-        TransportError: Nobody listens there, or the answer is none.
+        NotRunningError: Nobody listens there.
+        TransportError: It cannot be reached, or the answer is none.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         channel.settimeout(timeout)
@@ -156,11 +164,15 @@ def request(path: str, method: str, target: str, *, timeout: float = REQUEST_TIM
             channel.connect(path)
             channel.sendall(f"{method} {target} HTTP/1.1\r\nHost: wgvsock\r\n\r\n".encode())
             answer = b"".join(iter(lambda: channel.recv(65536), b""))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise NotRunningError(
+                f"no service runs at {path}", why=str(error.strerror), fix="start it, or name its configuration with -c"
+            ) from error
         except OSError as error:
             raise TransportError(
                 f"cannot ask the service at {path}",
                 why=error.strerror or str(error),
-                fix="start it, or name its configuration with -c",
+                fix="ask as the user that it runs as, or as root; its log says whether it hangs",
             ) from error
     head, found, body = answer.partition(b"\r\n\r\n")
     with contextlib.suppress(ValueError, IndexError):
