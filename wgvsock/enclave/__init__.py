@@ -1,1 +1,1 @@
-"""TBD."""
+"""The enclave's agent: answers the relay, keeps the tunnel and runs the application."""

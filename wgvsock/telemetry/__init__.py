@@ -1,1 +1,1 @@
-"""TBD."""
+"""What an operator sees of a running service: log lines, the status snapshot, metrics, probes."""

@@ -1,1 +1,1 @@
-"""TBD."""
+"""The data plane: joins a TUN device, the WireGuard core and a transport."""
