@@ -38,7 +38,11 @@ PROVISIONING_PORT: Final = Port(51821)
 _MAX_U32: Final = 0xFFFFFFFF
 _MAX_PATH: Final = 107  # sun_path holds 108 bytes with its final NUL (unix(7))
 _NAMED_CID: Final = re.compile(r"([a-z]+)\(([0-9]{1,10})\)")
-_CID_NAMES: Final[dict[int, str]] = {VMADDR_CID_HYPERVISOR: "hypervisor", VMADDR_CID_LOCAL: "local", VMADDR_CID_HOST: "host"}
+_CID_NAMES: Final[dict[int, str]] = {
+    VMADDR_CID_HYPERVISOR: "hypervisor",
+    VMADDR_CID_LOCAL: "local",
+    VMADDR_CID_HOST: "host",
+}
 _FORMS: Final = "vsock:CID:PORT, unix:PATH, hybrid:PATH:PORT, tcp:IP:PORT or udp:IP:PORT"
 
 
