@@ -67,6 +67,7 @@ class Parent:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
         self._limits = limits
+        self._signer: LocalProcess | None = None  # as long as this object lives, if it has started it
 
     def run(self, request: Request) -> dict[str, Any]:
         """Launch an enclave; what the tool prints of it.
@@ -225,7 +226,8 @@ class Parent:
         """Give the enclave its identity and measurements at the signer, and start it."""
         measurements = {number: bytes(48) if debug else value for number, value in measure(image).items()}
         module = machine.directory / "nsm.sock"
-        control = NsmControl(str(self._signer()))
+        self.start_signer()
+        control = NsmControl(str(self._signer_folder / "control.sock"))
         control.create(enclave, str(module), module_id=f"{self._instance()}-enc{slot:016x}", measurements=measurements)
         device.start(Deadline(10))
         Path(f"{device.hybrid}_{SIGNER_PORT}").symlink_to(module)
@@ -233,29 +235,32 @@ class Parent:
         machine.wait_ready(Deadline(BOOT_DEADLINE))
         machine.hang_up()
 
-    def _signer(self) -> Path:
-        """The control socket of the signer of this parent, which is started with the first enclave."""
-        folder = self._folder / "signer"
-        control = folder / "control.sock"
-        record = folder / "process.json"
+    def start_signer(self) -> str:
+        """The signer of this parent's enclaves runs, after this; returns its root's SHA-256, hex."""
+        folder = self._signer_folder
+        record, fingerprint = folder / "process.json", folder / "root-sha256"
         if record.exists() and LocalProcess.adopt(json.loads(record.read_text())).poll() is None:
-            return control
-        folder.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "lab.nsm.server", "--control", str(control), "--state-dir", str(folder)]
-        log = folder / "log"
-        log.unlink(missing_ok=True)
-        process = LocalProcess.start("signer", argv, log=log)
-        root = json.loads(process.wait_for_line("root_sha256", Deadline(30)))["root_sha256"]
-        (folder / "root-sha256").write_text(root)
+            return fingerprint.read_text()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        argv = ["--control", str(folder / "control.sock"), "--state-dir", str(folder)]
+        process = LocalProcess.start("signer", [sys.executable, "-m", "lab.nsm.server", *argv], log=folder / "log")
+        announced = json.loads(process.wait_for_line("root_sha256", Deadline(30)))
+        self._signer = process
+        fingerprint.write_text(announced["root_sha256"])
         record.write_text(json.dumps(process.describe()))
-        return control
+        return str(announced["root_sha256"])
+
+    @property
+    def _signer_folder(self) -> Path:
+        return self._folder / "signer"
 
     def close(self) -> None:
         """End every enclave and the signer, and remove the folder."""
         self.terminate()
-        record = self._folder / "signer/process.json"
+        record = self._signer_folder / "process.json"
         if record.exists():
-            LocalProcess.adopt(json.loads(record.read_text())).kill()
+            (self._signer or LocalProcess.adopt(json.loads(record.read_text()))).kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _enclaves(self) -> list[tuple[dict[str, Any], Machine, VsockDevice]]:
