@@ -22,6 +22,8 @@ INVENTORY: Final = ANSIBLE / "inventory.py"
 
 _INCLUDE: Final = "ansible.builtin.include_tasks"  # does nothing itself
 
+_LOOK: Final = "see python -m lab status, python -m lab logs relay, then make lab-up again or make lab-down"
+
 _OUTPUT_TAIL: Final = 2000
 """Characters of a command's output in an error."""
 
@@ -67,7 +69,9 @@ class Progress:
                 self._say(f"{'':12}{data['host']}: {data['task']} ({data.get('duration', 0):.1f} s{note})")
             case "runner_on_failed" | "runner_on_unreachable" if not data.get("ignore_errors"):
                 reason = _reason(data["res"])
-                self.failure = self.failure or PlayError(f"{data['task']!r} failed on {data['host']}", why=reason)
+                self.failure = self.failure or PlayError(
+                    f"{data['task']!r} failed on {data['host']}", why=reason, fix="the laboratory stays up: " + _LOOK
+                )
             case "playbook_on_stats":
                 self._end_play()
                 self.result = PlayResult(ok=sum(data["ok"].values()), changed=sum(data["changed"].values()))
@@ -115,7 +119,8 @@ def play(
     if progress.failure is not None:
         raise progress.failure
     if runner.rc != 0 or progress.result is None:
-        why = runner.stdout.read().strip()[-_OUTPUT_TAIL:]
+        with runner.stdout as output:
+            why = output.read().strip()[-_OUTPUT_TAIL:]
         raise PlayError(f"ansible-playbook ended with {runner.rc}", why=why)
     return progress.result
 
