@@ -6,6 +6,7 @@ Nothing is changed. *missing* is told apart from *forbidden*. Exit status: 0 all
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import socket
@@ -19,6 +20,9 @@ from wgvsock.cli.output import print_json
 from wgvsock.errors import WgvsockError
 
 EXIT_PREREQUISITE: Final = 7
+
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+"""No device node, or one whose driver is not there."""
 
 _CAP_NET_ADMIN: Final = 12
 _FIX_NET_ADMIN: Final = "run as root, or add the capability NET_ADMIN (Pod: securityContext.capabilities.add)"
@@ -76,9 +80,9 @@ def check_device(path: str, fix: str) -> Finding:
     """A character device can be opened for reading and writing."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        return Finding(path, "missing", "there is no such device", fix)
     except OSError as error:
+        if error.errno in _ABSENT:
+            return Finding(path, "missing", "there is no such device", fix)
         return Finding(path, "forbidden", error.strerror or str(error), "run as root, or allow the device")
     return Finding(path, "ok", "can be opened")
 
