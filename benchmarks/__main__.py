@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -127,7 +128,7 @@ def _noted(results: Results, system: str, measurement: str) -> Any:
     """A measurement that fails is a gap in the report, not the end of it."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError, ValueError) as error:
         _progress(f"{measurement}: {system}: {error}")
         results.skipped[f"{system}, {measurement}"] = str(error)
 
