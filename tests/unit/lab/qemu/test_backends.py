@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.errors import LabError
+from lab.netns.backend import LAB
+from lab.qemu.backends import GuestBackend, PairBackend, in_guest
+from lab.qemu.production import recorded
+from lab.topology import Node
+from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT
+
+
+def test_commands_are_translated_to_where_the_guest_has_things() -> None:
+    wgvsock = str(Path(sys.executable).with_name("wgvsock"))
+    assert in_guest([sys.executable, str(LAB / "probe.py"), "udp", "198.51.100.10"]) == [
+        "/usr/bin/python3",
+        "/opt/wgvsock/lab/probe.py",
+        "udp",
+        "198.51.100.10",
+    ]
+    assert in_guest([wgvsock, "status"]) == ["wgvsock", "status"]
+
+
+def test_which_machine_holds_a_node(tmp_path: Path) -> None:
+    guest, pair = GuestBackend("x", directory=tmp_path), PairBackend("y", directory=tmp_path)
+    assert guest.moved == frozenset()
+    assert pair.moved == {Node.POD, Node.NODE, Node.EXTERNAL}
+    assert guest.machine_of(Node.POD) is None
+
+
+def test_the_relay_of_the_pair_dials_its_host_over_vsock(tmp_path: Path) -> None:
+    pair = PairBackend("x", directory=tmp_path)
+    assert str(pair.relay_address(WIREGUARD_PORT)) == "vsock:2:51820"
+    assert str(pair.relay_address(PROVISIONING_PORT)) == "vsock:2:51821"
+    guest = GuestBackend("x", directory=tmp_path)
+    assert str(guest.relay_address(WIREGUARD_PORT)) == f"unix:{tmp_path}/relay-51820"
+
+
+def test_the_enclave_listens_for_its_parent_alone(tmp_path: Path) -> None:
+    config = GuestBackend("x", directory=tmp_path).enclave_config()
+    assert config["listen"] == "vsock:4294967295:51820"
+    assert config["provisioning_listen"] == "vsock:4294967295:51821"
+    assert config["parent_cid"] == 2
+
+
+def test_production_has_no_other_timings(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="fixed"):
+        GuestBackend("x", directory=tmp_path).start_enclave(timings={"rekey_after_time": 1})
+
+
+def test_draws_that_can_be_keys_are_written_down() -> None:
+    stream = io.BytesIO()
+    draw = recorded(stream, bytes)
+    assert draw(32) == bytes(32)
+    assert draw(16) == bytes(16)
+    assert stream.getvalue() == b"00" * 32 + b"\n"
