@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -97,6 +98,22 @@ def test_a_port_that_is_not_published_does_not_reach_the_enclave(tunnel: Ladder,
 def test_relay_and_enclave_reach_each_other_inside(tunnel: Ladder, family: int) -> None:
     tunnel.probe(Node.ENCLAVE, "ping", address(tunnel, "relay", family))
     tunnel.probe(Node.POD, "ping", address(tunnel, "enclave", family))
+
+
+@FAMILIES
+def test_the_relays_own_services_are_closed_to_the_enclave(tunnel: Ladder, family: int) -> None:
+    relay = address(tunnel, "relay", family)
+    listener = tunnel.backend.spawn(
+        Node.POD, [sys.executable, "-m", "http.server", "--bind", relay, "9808"], name="pod-service"
+    )
+    try:
+        tunnel.backend.deadline(10).poll(
+            lambda: tunnel.try_probe(Node.POD, "http", relay, "9808", "--timeout", "1")["ok"], "the service to listen"
+        )
+        report = tunnel.try_probe(Node.ENCLAVE, "http", relay, "9808", "--timeout", "2")
+    finally:
+        listener.kill()
+    assert not report["ok"]
 
 
 @FAMILIES

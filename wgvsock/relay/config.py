@@ -273,12 +273,14 @@ class NatSettings:
         uplink: Interface that leads to the world; by default the default route's.
         masquerade: Hide the enclave behind the uplink's address.
         allow_link_local: Link-local and metadata addresses that the enclave may reach all the same.
+        allow_relay: The enclave may open connections to the relay's own machine: other containers of its pod.
         publish: Ports.
     """
 
     uplink: str | None = None
     masquerade: bool = True
     allow_link_local: tuple[IpNetwork, ...] = ()
+    allow_relay: bool = False
     publish: tuple[PublishSettings, ...] = ()
 
     def __post_init__(self) -> None:

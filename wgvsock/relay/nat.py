@@ -27,6 +27,7 @@ def make_ruleset(config: RelayConfig, tunnel: TunnelConfig, *, uplink: str, forw
         published=tuple(published_ports(config)),
         open_destinations=config.nat.allow_link_local,
         resolvers=tunnel.nameservers,
+        open_relay=config.nat.allow_relay,
         forwards_others=forwards_others,
     )
 

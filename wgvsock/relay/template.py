@@ -46,6 +46,7 @@ pcr2 = "000000000000000000000000000000000000000000000000000000000000000000000000
 [nat]
 #uplink = "eth0"                      # default: the default route's interface
 #allow_link_local = []                # such as ["169.254.169.123/32"]
+#allow_relay = false                  # the enclave may open connections to the relay's own machine
 
 #[[nat.publish]]
 #protocol = "tcp"

@@ -56,7 +56,9 @@ class Ruleset:
         masquerade: Hide the enclave's prefixes behind the uplink's address (paper, listing 1).
         published: Ports of the uplink that lead to the enclave.
         open_destinations: Exceptions from `CLOSED_DESTINATIONS`.
-        resolvers: DNS servers; their port 53 is reachable even where the address is closed.
+        resolvers: DNS servers; their port 53 is reachable even where the address is closed, or is the relay's own.
+        open_relay: The enclave may open connections to the relay's own machine. Otherwise it reaches resolvers there,
+            and ping answers: health checks and whatever else listens in the pod are none of its business.
         forwards_others: The machine forwarded packets before we came: leave what is not ours alone. Otherwise only what
             belongs to the tunnel is forwarded.
     """
@@ -69,6 +71,7 @@ class Ruleset:
     published: tuple[PublishedPort, ...] = ()
     open_destinations: tuple[IpNetwork, ...] = ()
     resolvers: tuple[IpAddress, ...] = ()
+    open_relay: bool = False
     forwards_others: bool = False
 
 
@@ -100,6 +103,19 @@ def _nft_input(rules: Ruleset) -> Iterator[str]:
     # What connection tracking cannot place is not translated: a packet for the enclave would end here, and the kernel
     # would reset the enclave's connection.
     yield f'iifname "{rules.uplink}" meta l4proto tcp ct state invalid counter drop'
+    if not rules.open_relay:
+        tunnel = f'"{rules.tunnel}"'
+        if rules.is_open:
+            yield f"iifname {tunnel} ct state established,related accept"
+            yield f"iifname {tunnel} meta l4proto {{ icmp, ipv6-icmp }} accept"
+            yield from _nft_resolvers(rules)
+        yield f"iifname {tunnel} counter reject with icmpx type admin-prohibited"
+
+
+def _nft_resolvers(rules: Ruleset) -> Iterator[str]:
+    for resolver in rules.resolvers:
+        for protocol in ("tcp", "udp"):
+            yield f'iifname "{rules.tunnel}" {_nft_ip(resolver)} daddr {resolver} {protocol} dport 53 accept'
 
 
 def _nft_forward(rules: Ruleset) -> Iterator[str]:
@@ -107,9 +123,7 @@ def _nft_forward(rules: Ruleset) -> Iterator[str]:
     # Likewise it would leave with the enclave's own address.
     yield f"iifname {tunnel} ct state invalid counter drop"
     if rules.is_open:
-        for resolver in rules.resolvers:
-            for protocol in ("tcp", "udp"):
-                yield f"iifname {tunnel} {_nft_ip(resolver)} daddr {resolver} {protocol} dport 53 accept"
+        yield from _nft_resolvers(rules)
         for network in rules.open_destinations:
             yield f"iifname {tunnel} oifname {uplink} {_nft_ip(network)} daddr {network} accept"
         for network in CLOSED_DESTINATIONS:
@@ -164,7 +178,7 @@ _JUMPS: Final = (
 def render_iptables(rules: Ruleset, version: int) -> str:
     """Our chains, emptied and filled, for ``iptables-restore --noflush`` (`version` 6: ``ip6tables-restore``)."""
     lines: dict[tuple[str, str], list[str]] = {
-        ("filter", "INPUT"): [f"-i {rules.uplink} -p tcp -m conntrack --ctstate INVALID -j DROP"],
+        ("filter", "INPUT"): list(_iptables_input(rules, version)),
         ("filter", "FORWARD"): list(_iptables_forward(rules, version)),
         ("mangle", "FORWARD"): [
             f"{direction} {rules.tunnel} -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
@@ -192,18 +206,34 @@ def render_iptables(rules: Ruleset, version: int) -> str:
     return "\n".join(text) + "\n"
 
 
+_PROHIBITED: Final = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
+
+
+def _iptables_input(rules: Ruleset, version: int) -> Iterator[str]:
+    yield f"-i {rules.uplink} -p tcp -m conntrack --ctstate INVALID -j DROP"
+    if not rules.open_relay:
+        if rules.is_open:
+            yield f"-i {rules.tunnel} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+            yield f"-i {rules.tunnel} -p {'icmp' if version == 4 else 'ipv6-icmp'} -j ACCEPT"
+            yield from _iptables_resolvers(rules, version)
+        yield f"-i {rules.tunnel} -j REJECT --reject-with {_PROHIBITED[version]}"
+
+
+def _iptables_resolvers(rules: Ruleset, version: int) -> Iterator[str]:
+    for resolver in _of_version(rules.resolvers, version):
+        for protocol in ("tcp", "udp"):
+            yield f"-i {rules.tunnel} -d {resolver} -p {protocol} --dport 53 -j ACCEPT"
+
+
 def _iptables_forward(rules: Ruleset, version: int) -> Iterator[str]:
-    prohibited = "icmp-admin-prohibited" if version == 4 else "icmp6-adm-prohibited"
     inwards = f"-i {rules.uplink} -o {rules.tunnel}"
     yield f"-i {rules.tunnel} -m conntrack --ctstate INVALID -j DROP"
     if rules.is_open:
-        for resolver in _of_version(rules.resolvers, version):
-            for protocol in ("tcp", "udp"):
-                yield f"-i {rules.tunnel} -d {resolver} -p {protocol} --dport 53 -j ACCEPT"
+        yield from _iptables_resolvers(rules, version)
         for network in _of_version(rules.open_destinations, version):
             yield f"-i {rules.tunnel} -o {rules.uplink} -d {network} -j ACCEPT"
         for network in _of_version(CLOSED_DESTINATIONS, version):
-            yield f"-i {rules.tunnel} -d {network} -j REJECT --reject-with {prohibited}"
+            yield f"-i {rules.tunnel} -d {network} -j REJECT --reject-with {_PROHIBITED[version]}"
         yield f"-i {rules.tunnel} -o {rules.uplink} -j ACCEPT"
         yield f"{inwards} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
         yield f"{inwards} -m conntrack --ctstate DNAT -j ACCEPT"

@@ -85,7 +85,22 @@ def test_nft_translates_both_ways() -> None:
         'iifname "wg0" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu',
         'oifname "wg0" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu',
     ]
-    assert chain(text, "input") == ['iifname "eth0" meta l4proto tcp ct state invalid counter drop']
+
+
+def test_the_enclave_reaches_resolvers_and_ping_on_the_relays_machine_and_nothing_else_there() -> None:
+    invalid = 'iifname "eth0" meta l4proto tcp ct state invalid counter drop'
+    rejected = 'iifname "wg0" counter reject with icmpx type admin-prohibited'
+    assert chain(render_nft(RULES), "input") == [
+        invalid,
+        'iifname "wg0" ct state established,related accept',
+        'iifname "wg0" meta l4proto { icmp, ipv6-icmp } accept',
+        'iifname "wg0" ip daddr 169.254.20.10 tcp dport 53 accept',
+        'iifname "wg0" ip daddr 169.254.20.10 udp dport 53 accept',
+        rejected,
+    ]
+    assert chain(render_nft(replace(RULES, is_open=False)), "input") == [invalid, rejected]
+    assert chain(render_nft(replace(RULES, open_relay=True)), "input") == [invalid]
+    assert "-A WGVSOCK-INPUT -i wg0" not in render_iptables(replace(RULES, open_relay=True), 4)
 
 
 def test_closed_rules_translate_and_forward_nothing() -> None:
@@ -113,6 +128,11 @@ def test_iptables_has_the_same_rules_family_by_family() -> None:
         ":WGVSOCK-INPUT - [0:0]",
         ":WGVSOCK-FORWARD - [0:0]",
         "-A WGVSOCK-INPUT -i eth0 -p tcp -m conntrack --ctstate INVALID -j DROP",
+        "-A WGVSOCK-INPUT -i wg0 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        "-A WGVSOCK-INPUT -i wg0 -p icmp -j ACCEPT",
+        "-A WGVSOCK-INPUT -i wg0 -d 169.254.20.10 -p tcp --dport 53 -j ACCEPT",
+        "-A WGVSOCK-INPUT -i wg0 -d 169.254.20.10 -p udp --dport 53 -j ACCEPT",
+        "-A WGVSOCK-INPUT -i wg0 -j REJECT --reject-with icmp-admin-prohibited",
         "-A WGVSOCK-FORWARD -i wg0 -m conntrack --ctstate INVALID -j DROP",
         "-A WGVSOCK-FORWARD -i wg0 -d 169.254.20.10 -p tcp --dport 53 -j ACCEPT",
         "-A WGVSOCK-FORWARD -i wg0 -d 169.254.20.10 -p udp --dport 53 -j ACCEPT",

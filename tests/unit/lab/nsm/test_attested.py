@@ -10,4 +10,4 @@ def test_it_is_the_real_verifiers_result() -> None:
     assert attested.wireguard_public_key == bytes(range(32))
     assert attested.module_id == enclave.module_id
     assert attested.pcrs[0] == enclave.measurements[0]
-    assert attested_enclave(bytes(32)).module_id != attested.module_id
+    assert attested_enclave(bytes(range(32))).module_id != attested.module_id
