@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import raising, standing
+from lab.backend import Completed
+from lab.errors import LabError
+from lab.play import PlayError, PlayResult
+from lab.topology import Node
+
+
+class FakeBackend:
+    name = "fake"
+    calls: list[str]
+    broken_nodes: tuple[Node, ...] = ()
+    processes = ("signer", "tap")
+    up_fails = False
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+        self.directory = Path("/nowhere")
+
+    @classmethod
+    def attach(cls, state: dict[str, Any]) -> FakeBackend:
+        return cls(state["identity"])
+
+    @classmethod
+    def prepare(cls) -> None:
+        cls.calls.append("prepare")
+
+    def state(self) -> dict[str, Any]:
+        return {"identity": self.identity}
+
+    def up(self) -> None:
+        self.calls.append("up")
+        if self.up_fails:
+            raise LabError("no boot")
+
+    def down(self) -> None:
+        self.calls.append("down")
+
+    def detach(self) -> None:
+        self.calls.append("detach")
+
+    def process(self, name: str) -> str | None:
+        return name if name in self.processes else None
+
+    def run(self, node: Node, argv: list[str]) -> Completed:
+        return Completed(tuple(argv), int(node in self.broken_nodes), b"", b"")
+
+    def keep_artifacts(self, folder: Path) -> None:
+        self.calls.append(f"keep {folder}")
+
+    def leftovers(self) -> list[str]:
+        return []
+
+
+class FakeLadder:
+    def __init__(self, backend: FakeBackend) -> None:
+        self.backend = backend
+
+    def stop(self) -> None:
+        self.backend.calls.append("stop")
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeBackend]:
+    class Fresh(FakeBackend):
+        calls: list[str] = []  # noqa: RUF012 (one list a test)
+
+    def play(_directory: Path, _say: object) -> PlayResult:
+        Fresh.calls.append("play")
+        return PlayResult(ok=3, changed=1)
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(standing, "backend_class", lambda _name: Fresh)
+    monkeypatch.setattr(raising, "backend_class", lambda _name: Fresh)
+    monkeypatch.setattr(raising, "choose", lambda _name: ("fake", "as asked"))
+    monkeypatch.setattr(raising, "play", play)
+    monkeypatch.setattr(standing, "find", lambda: FakeLadder(Fresh("found")))
+    return Fresh
+
+
+def test_a_new_one_is_prepared_raised_and_provisioned(fake: type[FakeBackend]) -> None:
+    assert raising.raise_up("") == PlayResult(ok=3, changed=1)
+    assert fake.calls == ["prepare", "up", "detach", "play"]
+    assert standing.is_standing()
+
+
+def test_one_that_stands_is_gone_over_again(fake: type[FakeBackend]) -> None:
+    raising.raise_up("")
+    fake.calls.clear()
+    raising.raise_up("")
+    assert fake.calls == ["detach", "play"]
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("processes", ("tap",)), ("broken_nodes", (Node.POD,))])
+def test_one_that_is_broken_is_replaced(fake: type[FakeBackend], attribute: str, value: object) -> None:
+    raising.raise_up("")
+    fake.calls.clear()
+    setattr(fake, attribute, value)
+    raising.raise_up("")
+    assert fake.calls == ["stop", "down", "prepare", "up", "detach", "play"]
+
+
+def test_another_backend_is_refused_while_one_stands(fake: type[FakeBackend]) -> None:
+    raising.raise_up("")
+    fake.calls.clear()
+    with pytest.raises(LabError, match="a fake laboratory is up"):
+        raising.raise_up("other")
+    assert fake.calls == []
+
+
+def test_a_failed_boot_keeps_its_traces_and_leaves_nothing(fake: type[FakeBackend]) -> None:
+    fake.up_fails = True
+    with pytest.raises(LabError, match="no boot"):
+        raising.raise_up("")
+    assert fake.calls == ["prepare", "up", f"keep {raising.ARTIFACTS}", "down"]
+    assert not standing.is_standing()
+
+
+def test_a_failed_task_keeps_its_traces_and_the_laboratory(
+    fake: type[FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_directory: Path, _say: object) -> PlayResult:
+        raise PlayError("'It runs' failed on pod")
+
+    monkeypatch.setattr(raising, "play", fail)
+    with pytest.raises(PlayError):
+        raising.raise_up("")
+    assert fake.calls[-1] == f"keep {raising.ARTIFACTS}"
+    assert "down" not in fake.calls
+    assert standing.is_standing()
+
+
+def test_taken_down_it_is_forgotten(fake: type[FakeBackend]) -> None:
+    raising.raise_up("")
+    assert raising.take_down() == []
+    assert fake.calls[-2:] == ["stop", "down"]
+    assert not standing.is_standing()
