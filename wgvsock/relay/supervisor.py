@@ -64,6 +64,10 @@ from wgvsock.wireguard.primitives import generate_private_key, public_key
 WATCH_INTERVAL: Final = 0.25
 """Seconds between two looks at the stream: a loss is noticed with this delay at most."""
 
+_FINAL_CHECKS: Final = ("pcr.", "module_id.")
+"""What fails these is other code than was launched, and will not become it by waiting. Any other refusal may come from a
+clock that is off, or from whoever sits on the vsock, and must not end an enclave that works."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -252,8 +256,8 @@ class RelaySupervisor:
             except AttestationError as error:
                 self._note(error, "rejected")
                 await self._give_up("the enclave was refused")
-                if self._launcher is not None:
-                    raise  # what was launched is not what is wanted, and will not become it by waiting
+                if self._launcher is not None and error.check.startswith(_FINAL_CHECKS):
+                    raise
             except (ProvisioningError, TransportError, NitroCliError) as error:
                 self._note(error, "failed")
                 if self._session.peer is None or self._is_lost() or self._clock() >= self._trusted_until:

@@ -123,6 +123,18 @@ async def test_an_image_that_no_set_allows_is_terminated_and_reported(pair: Serv
 
 
 @without_waiting
+async def test_a_document_that_is_only_stale_ends_no_enclave(pair: ServicePair, parent: Parent) -> None:
+    pair.set_faults(clock_offset=-600)
+    relay = pair.start_relay(parent.launcher())
+    await pair.until(lambda: pair.relay.status()["provisioning"]["attempts"]["rejected"], "the refusal")
+    assert not relay.done()
+    pair.set_faults()
+    await pair.until(pair.is_ready, "readiness")
+    assert parent.launches == 1
+    await pair.down()
+
+
+@without_waiting
 async def test_a_relay_after_a_crash_adopts_the_enclave(pair: ServicePair, parent: Parent) -> None:
     crashed = pair.start_relay(parent.launcher())
     await pair.until(pair.is_ready, "readiness")
