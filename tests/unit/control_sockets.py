@@ -52,6 +52,10 @@ class ControlSockets:
         """Something listens there that accepts, and hangs."""
         self._servers[path] = lambda _: None
 
+    def stop(self, path: str) -> None:
+        """Nobody listens there any more."""
+        del self._servers[path]
+
     def refuse(self, path: str, error: int) -> None:
         """Connecting there fails in this way."""
         self._errors[path] = error

@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from wgvsock.cli.output import print_json
-from wgvsock.cli.status import EXIT_NOT_RUNNING, socket_path
+from wgvsock.cli.status import EXIT_NOT_RUNNING, ask, socket_path
 
 if TYPE_CHECKING:
     from wgvsock.system.netfilter import Ruleset
@@ -37,10 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _show(args: argparse.Namespace) -> int:
-    from wgvsock.telemetry.endpoint import request
-
-    _, status = request(socket_path("relay", args.config), "GET", "/status")
-    nat = status["nat"]
+    nat = ask(socket_path("relay", args.config), "GET", "/status")["nat"]
     rules = "".join(_list_rules(command) for command in _COMMANDS[nat["backend"]])
     if args.json:
         print_json({**nat, "rules": rules})
@@ -50,8 +47,21 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _list_rules(command: list[str]) -> str:
-    """What the tool prints; of iptables' tables only the lines that are about our chains."""
-    printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    """What the tool prints; of iptables' tables only the lines that are about our chains.
+
+    Raises:
+        NetfilterError: The tool is not there.
+    """
+    from wgvsock.system.errors import NetfilterError
+
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        raise NetfilterError(
+            f"cannot run {command[0]}",
+            why=error.strerror or str(error),
+            fix="ask where the relay runs",
+        ) from error
     if command[0] == "nft":
         return printed
     return "".join(line + "\n" for line in printed.splitlines() if "WGVSOCK-" in line)

@@ -59,8 +59,8 @@ def _start(config: RelayConfig, path: str) -> tuple[Coroutine[Any, Any, int], Si
 
 
 def _order(args: argparse.Namespace) -> int:
-    from wgvsock.telemetry.endpoint import request
+    from wgvsock.cli.status import ask
 
     config = load(args.config)
-    request(str(Path(config.runtime_directory) / f"{config.name}.sock"), "POST", f"/{args.verb}")
+    ask(str(Path(config.runtime_directory) / f"{config.name}.sock"), "POST", f"/{args.verb}")
     return 0

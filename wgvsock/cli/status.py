@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from wgvsock.cli.output import print_error, print_json
+from wgvsock.cli.output import SCHEMA, print_error, print_json
 from wgvsock.errors import TransportError
 from wgvsock.telemetry.endpoint import request
 
@@ -47,15 +47,28 @@ def run(args: argparse.Namespace) -> int:
     if args.wait:
         return _wait(path, args)
     while True:
-        try:
-            _, status = request(path, "GET", "/status")
-        except TransportError as error:
-            print_error(error)
-            return EXIT_NOT_RUNNING
+        status = ask(path, "GET", "/status")
         _print(status, args)
         if not args.watch:
             return exit_status(status)
         time.sleep(_WATCH)
+
+
+def ask(path: str, method: str, target: str) -> dict[str, Any]:
+    """The object that a service answers.
+
+    Raises:
+        NotRunningError: Nobody listens at the path.
+        TransportError: The service cannot be reached, or what listens there is none of ours.
+    """
+    _, answer = request(path, method, target)
+    if not isinstance(answer, dict) or answer.get("schema") != SCHEMA:
+        raise TransportError(
+            f"cannot ask the service at {path}",
+            why=f"it does not know {method} {target}",
+            fix="check the path and the role",
+        )
+    return answer
 
 
 def socket_path(role: str, config: str | None) -> str:
@@ -95,7 +108,7 @@ def _wait(path: str, args: argparse.Namespace) -> int:
     while True:
         failure, status = None, None
         try:
-            _, status = request(path, "GET", "/status")
+            status = ask(path, "GET", "/status")
         except TransportError as error:
             failure = error  # it may be starting
         if status is not None and status["ready"]:
