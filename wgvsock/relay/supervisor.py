@@ -65,8 +65,8 @@ WATCH_INTERVAL: Final = 0.25
 """Seconds between two looks at the stream: a loss is noticed with this delay at most."""
 
 _FINAL_CHECKS: Final = ("pcr.", "module_id.")
-"""What fails these is other code than was launched, and will not become it by waiting. Any other refusal may come from a
-clock that is off, or from whoever sits on the vsock, and must not end an enclave that works."""
+"""What fails these is other code than was launched, and will not become it by waiting. Any other refusal may come from
+a clock that is off, or from whoever sits on the vsock, and must not end an enclave that works."""
 
 _log = logging.getLogger(__name__)
 

@@ -126,7 +126,7 @@ async def test_an_image_that_no_set_allows_is_terminated_and_reported(pair: Serv
 async def test_a_document_that_is_only_stale_ends_no_enclave(pair: ServicePair, parent: Parent) -> None:
     pair.set_faults(clock_offset=-600)
     relay = pair.start_relay(parent.launcher())
-    await pair.until(lambda: pair.relay.status()["provisioning"]["attempts"]["rejected"], "the refusal")
+    await pair.until(lambda: pair.relay._last_error, "the refusal")
     assert not relay.done()
     pair.set_faults()
     await pair.until(pair.is_ready, "readiness")
