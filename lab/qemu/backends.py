@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -503,9 +504,9 @@ class GuestBackend(NetnsBackend):
         node, interface = PACKET_POINTS[point]
         if (machine := self.machine_of(node)) is None:
             return super().capture(point)
-        number = len(self._captures)
-        records = f"{_GUEST_DIRECTORY}/capture-{number}"
-        log = self.directory / f"logs/capture-{number}.log"
+        name = f"capture-{secrets.token_hex(4)}"  # never an earlier one's: both would read what the two have written
+        records = f"{_GUEST_DIRECTORY}/{name}"
+        log = self.directory / f"logs/{name}.log"
         argv = [*self._enter_in_guest(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
         process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
         capture = GuestCapture(point, machine, process, records, self.deadline)
