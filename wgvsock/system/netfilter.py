@@ -101,13 +101,14 @@ def _nft_chain(name: str, kind: str, priority: str, lines: Iterable[str], *, hoo
 
 def _nft_input(rules: Ruleset) -> Iterator[str]:
     # What connection tracking cannot place is not translated: a packet for the enclave would end here, and the kernel
-    # would reset the enclave's connection.
-    yield f'iifname "{rules.uplink}" meta l4proto tcp ct state invalid counter drop'
+    # would reset the enclave's connection. Protocols by number: their names are in /etc/protocols, which slim images
+    # and enclaves lack.
+    yield f'iifname "{rules.uplink}" meta l4proto 6 ct state invalid counter drop'
     if not rules.open_relay:
         tunnel = f'"{rules.tunnel}"'
         if rules.is_open:
             yield f"iifname {tunnel} ct state established,related accept"
-            yield f"iifname {tunnel} meta l4proto {{ icmp, ipv6-icmp }} accept"
+            yield f"iifname {tunnel} meta l4proto {{ 1, 58 }} accept"
             yield from _nft_resolvers(rules)
         yield f"iifname {tunnel} counter reject with icmpx type admin-prohibited"
 

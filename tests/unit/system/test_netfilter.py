@@ -88,12 +88,12 @@ def test_nft_translates_both_ways() -> None:
 
 
 def test_the_enclave_reaches_resolvers_and_ping_on_the_relays_machine_and_nothing_else_there() -> None:
-    invalid = 'iifname "eth0" meta l4proto tcp ct state invalid counter drop'
+    invalid = 'iifname "eth0" meta l4proto 6 ct state invalid counter drop'
     rejected = 'iifname "wg0" counter reject with icmpx type admin-prohibited'
     assert chain(render_nft(RULES), "input") == [
         invalid,
         'iifname "wg0" ct state established,related accept',
-        'iifname "wg0" meta l4proto { icmp, ipv6-icmp } accept',
+        'iifname "wg0" meta l4proto { 1, 58 } accept',
         'iifname "wg0" ip daddr 169.254.20.10 tcp dport 53 accept',
         'iifname "wg0" ip daddr 169.254.20.10 udp dport 53 accept',
         rejected,
