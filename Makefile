@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-LAB    ?= netns
+LAB    ?=
 
 STAMP := $(VENV)/.installed
 
@@ -63,10 +63,10 @@ test: deps ## everything: unit, architecture, packaging and e2e on network names
 
 .PHONY: e2e
 e2e: deps ## the behaviour suite on one backend (LAB=netns|pair|guest|…)
-	LAB=$(LAB) $(BIN)/python -m pytest tests/e2e $(ARGS)
+	LAB=$(or $(LAB),netns) $(BIN)/python -m pytest tests/e2e $(ARGS)
 
 .PHONY: lab-up lab-down
-lab-up: deps ## bring a lab up and leave it running (LAB=name forces a backend)
+lab-up: deps ## bring a lab up and leave it running (LAB=name forces a backend, else the best that runs here)
 	@LAB=$(LAB) $(BIN)/python -m lab up $(ARGS)
 lab-down: $(STAMP) ## take it away again
 	@$(BIN)/python -m lab down $(ARGS)
