@@ -236,6 +236,7 @@ def test_closing_ends_what_is_open(tmp_path: Path) -> None:
             await loop.sock_connect(client, path)
             await turns_until(lambda: endpoint._connections)
             endpoint.close()
+            await turns_until(lambda: not endpoint._connections)  # now, not when their time is up
             assert await read_all(client) == b""
 
     asyncio.run(test())
