@@ -18,7 +18,7 @@ from wgvsock.addresses import Cid, HybridVsockAddress, StreamAddress, TcpAddress
 from wgvsock.errors import TransportError
 from wgvsock.transports.errors import ConnectError, ListenError
 from wgvsock.transports.tcp import set_options, tcp_address, tcp_socket
-from wgvsock.transports.unix import bind_unix, hybrid_handshake, hybrid_listening_path, unix_socket
+from wgvsock.transports.unix import bind_unix, hybrid_handshake, hybrid_listening_path, raise_buffer, unix_socket
 from wgvsock.transports.vsock import start_connect, vsock_address, vsock_socket
 
 BACKLOG: Final = 16
@@ -137,6 +137,8 @@ def accept_now(
         return None
     if isinstance(address, TcpAddress):
         set_options(sock)
+    elif isinstance(address, UnixAddress):
+        raise_buffer(sock)
     return sock, address
 
 

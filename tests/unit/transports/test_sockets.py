@@ -59,6 +59,19 @@ def test_unix_both_ways(tmp_path: Path) -> None:
     scenario()
 
 
+def test_both_ends_of_a_unix_stream_take_a_whole_batch(tmp_path: Path) -> None:
+    @without_waiting
+    async def scenario() -> None:
+        address = UnixAddress(str(tmp_path / "s"))
+        with listen_stream(address) as listener, await connect_stream(address, deadline=soon()) as connected:
+            accepted, _ = await accept_stream(listener)
+            with accepted:
+                sizes = {s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for s in (connected, accepted)}
+        assert len(sizes) == 1
+
+    scenario()
+
+
 def test_a_hybrid_listener_is_where_the_monitor_delivers(tmp_path: Path) -> None:
     @without_waiting
     async def scenario() -> None:

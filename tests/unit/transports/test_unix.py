@@ -8,7 +8,36 @@ import pytest
 from wgvsock.addresses import HybridVsockAddress, Port
 from wgvsock.testing import without_waiting
 from wgvsock.transports.errors import ConnectError
-from wgvsock.transports.unix import bind_unix, hybrid_handshake, hybrid_listening_path, unix_socket
+from wgvsock.transports.unix import (
+    BUFFER_SIZE,
+    bind_unix,
+    hybrid_handshake,
+    hybrid_listening_path,
+    raise_buffer,
+    unix_socket,
+)
+
+
+def test_a_whole_batch_fits_into_the_buffer() -> None:
+    with unix_socket() as sock:
+        assert not sock.getblocking()
+        # The kernel doubles what is asked for; an unprivileged process gets what the system allows.
+        limit = int(Path("/proc/sys/net/core/wmem_max").read_text())
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= min(BUFFER_SIZE, limit) * 2
+
+
+def test_without_privilege_the_system_s_limit_has_to_do() -> None:
+    asked: list[int] = []
+
+    class Unprivileged:
+        def setsockopt(self, _level: int, option: int, value: int) -> None:
+            if option == 32:
+                raise PermissionError(1, "Operation not permitted")
+            assert option == socket.SO_SNDBUF
+            asked.append(value)
+
+    raise_buffer(Unprivileged())  # type: ignore[arg-type]
+    assert asked == [BUFFER_SIZE]
 
 
 def test_the_socket_file_is_the_owner_s_alone(tmp_path: Path) -> None:
