@@ -8,6 +8,7 @@ requests do not meet.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
 import termios
@@ -15,23 +16,54 @@ import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Final
 
 from lab.deadline import Deadline
+from lab.errors import LabError, LabTimeoutError
 from lab.qemu.channel import Channel
+from lab.qemu.errors import GuestError
 from lab.qemu.machine import connected
+
+_QUEUE_DEADLINE: Final = 180.0  # seconds; Ansible's modules need tens of them each in an emulated processor
 
 
 def main(argv: list[str]) -> int:
     """Join this terminal, or standard input and output, to a command in the guest."""
     path, _, *command = argv
-    channel = Channel(Deadline(10).poll(lambda: connected(Path(path)), "the guest's shell port"), "shell")
+    terminal = sys.stdin.isatty()
+    with _reserved(Path(path).with_suffix(".lock"), Deadline(2 if terminal else _QUEUE_DEADLINE)):
+        channel = Channel(Deadline(10).poll(lambda: connected(Path(path)), "the guest's shell port"), "shell")
+        try:
+            if terminal:
+                return _in_terminal(channel, command)
+            return channel.stream(command, sys.stdin.buffer.read(), _write)
+        finally:
+            channel.close()
 
+
+@contextlib.contextmanager
+def _reserved(path: Path, deadline: Deadline) -> Iterator[None]:
+    """The port serves one at a time: commands queue for it, and nobody waits for ever behind a person's shell.
+
+    Raises:
+        GuestError: Another keeps it.
+    """
+    with path.open("w") as lock:
+        try:
+            deadline.poll(lambda: _lock(lock), "the guest's shell port")
+        except LabTimeoutError:
+            raise GuestError(
+                "the guest's shell port is in use", why="another shell or command holds it", fix="end that one first"
+            ) from None
+        yield
+
+
+def _lock(lock: IO[str]) -> bool:
     try:
-        if sys.stdin.isatty():
-            return _in_terminal(channel, command)
-        return channel.stream(command, sys.stdin.buffer.read(), _write)
-    finally:
-        channel.close()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write(stream: str, data: bytes) -> None:
@@ -64,4 +96,7 @@ def _raw_terminal() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except LabError as error:
+        sys.exit(f"error[{error.code}]: {error.what}\n  why: {error.why}\n  fix: {error.fix}")
