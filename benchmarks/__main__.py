@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,7 +102,7 @@ def measure(arguments: argparse.Namespace, results: Results) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wgvsock-benchmark-")))
         built = stack.enter_context(network(scratch))
-        server = start_server(built.external)
+        server = start_server(built.external, scratch / "iperf3.log")
         stack.callback(server.wait)
         stack.callback(server.kill)
         for system in systems:
@@ -143,6 +144,7 @@ def main() -> int:
     if os.geteuid():
         _progress("benchmarks need root: they build network namespaces")
         return 7
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no namespace and no process is left
     started = time.monotonic()
     results = Results()
     setup = measure(arguments, results)

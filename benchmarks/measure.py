@@ -142,9 +142,12 @@ def measurements(seconds: int, *, quick: bool) -> list[tuple[str, Callable[[Lane
     return chosen
 
 
-def start_server(external: Namespace) -> subprocess.Popen[str]:
-    """The iperf3 server on the external host; it serves one client at a time, as one measurement runs at a time."""
-    return external.start(("iperf3", "--server"))
+def start_server(external: Namespace, log: Path) -> subprocess.Popen[str]:
+    """The iperf3 server on the external host; it serves one client at a time, as one measurement runs at a time.
+
+    It reports every second of every measurement: into a file, as a pipe that nobody empties would stop it in the end.
+    """
+    return external.start(("iperf3", "--server"), log=log)
 
 
 def _iperf(lane: Lane, seconds: int, *options: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 import shutil
@@ -64,14 +63,7 @@ class System:
 
     def stop(self) -> None:
         """End its processes."""
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _end(self.processes)
 
 
 def wgvsock(name: str, profile: str, *, mtu: int, queue_length: int | None = None) -> System:
@@ -96,21 +88,40 @@ def wireguard_go(name: str, program: Path) -> System:
     """Anything that speaks wireguard-go's command line and control socket, over UDP, or over TCP if it has ``-n``."""
 
     def start(lane: Lane) -> list[subprocess.Popen[str]]:
-        options = ("-n", "tcp") if _has_network_option(program) else ()
         lane.cable("198.51.100.2", "198.51.100.1", 30)
         interface = f"wgb{secrets.token_hex(4)}"  # the control sockets of all namespaces share one folder
         keys = [generate_private_key(os.urandom) for _ in range(2)]
-        processes = []
+        processes: list[subprocess.Popen[str]] = []
         ends = ((lane.enclave, "e", "198.51.100.1"), (lane.relay, "r", "198.51.100.2"))
-        for index, (namespace, letter, remote) in enumerate(ends):
-            command = (str(program), *options, "-f", interface + letter)
-            processes.append(namespace.start(command, log=lane.scratch / f"{letter}.log"))
-            _control(interface + letter, keys[index], public_key(keys[1 - index]), remote)
-            namespace.ip("link", "set", interface + letter, "name", "wg0")
-        lane.configure_tunnel("wg0", mtu=INTEROPERABLE_MTU)
+        try:
+            for index, (namespace, letter, remote) in enumerate(ends):
+                processes.append(_start_implementation(program, namespace, interface + letter, lane.scratch / letter))
+                _control(interface + letter, keys[index], public_key(keys[1 - index]), remote)
+                namespace.ip("link", "set", interface + letter, "name", "wg0")
+            lane.configure_tunnel("wg0", mtu=INTEROPERABLE_MTU)
+        except BaseException:
+            _end(processes)
+            raise
         return processes
 
     return System(name, start)
+
+
+def _start_implementation(program: Path, namespace: Namespace, interface: str, log: Path) -> subprocess.Popen[str]:
+    """Start one end; ``-n tcp`` first, which Debian's wireguard-go answers with its usage and exit code 1.
+
+    Asking with ``--help`` is no way: wireguard-go would make an interface of that name.
+    """
+    for options in (("-n", "tcp"), ()):
+        process = namespace.start((str(program), *options, "-f", interface), log=log)
+        deadline = time.monotonic() + START_TIMEOUT
+        while process.poll() is None and time.monotonic() < deadline:
+            if Path(f"/var/run/wireguard/{interface}.sock").exists():
+                return process
+            time.sleep(_SETTLE)
+        _end([process])
+    last = (log.read_text().strip().splitlines() or ["no message"])[-1]
+    raise RuntimeError(f"it did not come up: {last}")
 
 
 def slirp4netns(program: Path) -> System:
@@ -186,12 +197,6 @@ def proxies() -> tuple[list[System], dict[str, str]]:
     return found, skipped
 
 
-@functools.cache
-def _has_network_option(program: Path) -> bool:
-    done = subprocess.run((program, "--help"), capture_output=True, text=True, check=False, timeout=START_TIMEOUT)
-    return "-n " in done.stdout + done.stderr
-
-
 def _control(interface: str, private_key: bytes, peer: bytes, remote: str) -> None:
     """Configure one end over the cross-platform control socket (wireguard.com/xplatform)."""
     path = f"/var/run/wireguard/{interface}.sock"
@@ -213,6 +218,18 @@ def _control(interface: str, private_key: bytes, peer: bytes, remote: str) -> No
             time.sleep(_SETTLE)
     if answer != b"errno=0\n\n":
         raise RuntimeError(f"{interface} refused its configuration: {answer.decode().strip()}")
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Stop processes, by force if they do not heed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _expect_line(process: subprocess.Popen[str], expected: str) -> None:
