@@ -63,9 +63,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if reason := backend_class(BACKEND).unavailable():
         pytest.skip(f"the {BACKEND} backend cannot run here: {reason}")
     lab = Lab(tmp_path_factory.mktemp("lab"))
-    assert lab.up() > 0
-    yield lab
-    lab("down")
+    try:
+        assert lab.up() > 0
+        yield lab
+    finally:
+        lab("down")
 
 
 def test_a_second_pass_changes_nothing(lab: Lab) -> None:
