@@ -27,8 +27,8 @@ deps: $(STAMP)
 
 # What each target needs from the distribution, by command: tools/install-packages knows the package of each.
 demo: PACKAGES := ip nft ping
-test e2e: PACKAGES := ip nft iptables ping iperf3 wg wireguard-go
-bench: PACKAGES := ip nft ping iperf3 wg wireguard-go
+test e2e: PACKAGES := ip nft iptables ping iperf3 wg wireguard-go ethtool sysctl
+bench: PACKAGES := ip nft ping iperf3 wg wireguard-go sysctl
 lab-up: PACKAGES := ip nft ping
 
 .PHONY: demo
