@@ -7,6 +7,7 @@ guests.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +107,16 @@ class Process(Protocol):
         ...
 
 
-class PacketCapture(Protocol):
+class PacketCapture(ABC):
     """A running capture at one interface."""
 
+    @abstractmethod
     def packets(self) -> list[CapturedPacket]:
-        """What has passed since it was started, oldest first."""
-        ...
+        """What has passed since it was started, oldest first; the list only ever grows."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop; what was captured can still be read; idempotent."""
 
     def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
         """The first packet that is wanted.
@@ -119,11 +124,18 @@ class PacketCapture(Protocol):
         Raises:
             LabTimeoutError: None came.
         """
-        ...
+        seen = 0
 
-    def close(self) -> None:
-        """Stop; what was captured can still be read; idempotent."""
-        ...
+        def look() -> CapturedPacket | None:
+            nonlocal seen
+            packets = self.packets()
+            while seen < len(packets):
+                seen += 1
+                if wanted(packets[seen - 1]):
+                    return packets[seen - 1]
+            return None
+
+        return deadline.poll(look, what)
 
 
 class Backend(Protocol):

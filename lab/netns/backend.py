@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 from lab import config as configurations
-from lab.backend import Completed, Unavailable
+from lab.backend import Completed, PacketCapture, Unavailable
 from lab.capture import CapturedPacket, dropped, open_packet_socket, read_packet
 from lab.deadline import Deadline
 from lab.errors import LabError, LabTimeoutError
@@ -50,7 +50,7 @@ _KEPT_CAPTURES: Final = 8
 _LOCAL_PARENT_CID: Final = 2  # no vsock here, so no CID is ever compared; a QEMU host's
 
 
-class NamespaceCapture:
+class NamespaceCapture(PacketCapture):
     """A packet socket that stays in the namespace where it was opened; see `lab.backend.PacketCapture`."""
 
     def __init__(self, point: Point, namespace: str, interface: str) -> None:
@@ -78,21 +78,6 @@ class NamespaceCapture:
                 self._packets.append(packet)
         if lost := dropped(self._socket):
             raise LabError(f"the capture lost {lost} packets", why="its buffer was full")
-
-    def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
-        """The first packet that is wanted."""
-        seen = 0
-
-        def look() -> CapturedPacket | None:
-            nonlocal seen
-            packets = self.packets()
-            while seen < len(packets):
-                seen += 1
-                if wanted(packets[seen - 1]):
-                    return packets[seen - 1]
-            return None
-
-        return deadline.poll(look, what)
 
     def close(self) -> None:
         """Take what is there and stop."""
@@ -124,7 +109,7 @@ class NetnsBackend:
         self.enclave_measurements: Mapping[str, str] = {}
         self.root_sha256 = ""
         self._processes: list[LocalProcess] = []
-        self._captures: deque[NamespaceCapture] = deque(maxlen=_KEPT_CAPTURES)
+        self._captures: deque[PacketCapture] = deque(maxlen=_KEPT_CAPTURES)
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
@@ -378,7 +363,7 @@ class NetnsBackend:
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
-    def capture(self, point: Point) -> NamespaceCapture:
+    def capture(self, point: Point) -> PacketCapture:
         """Start to capture."""
         node, interface = PACKET_POINTS[point]
         capture = NamespaceCapture(point, build.namespace(self.prefix, node), interface)

@@ -12,21 +12,17 @@ pair       namespaces of the first guest        a second guest                  
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from lab import config as configurations
-from lab.backend import Completed, Unavailable
-from lab.capture import CapturedPacket
+from lab.backend import Completed, PacketCapture, Unavailable
 from lab.cuse.nsm import SIGNER_PORT
 from lab.deadline import Deadline
 from lab.eif.build import from_image
@@ -35,7 +31,7 @@ from lab.errors import LabError
 from lab.netns import build, privilege
 from lab.netns.backend import LAB, NetnsBackend
 from lab.process import LocalProcess
-from lab.qemu import watch
+from lab.qemu.capture import GuestCapture
 from lab.qemu.channel import GuestProcess
 from lab.qemu.image import APPLICATION_RAMDISK, APPLICATION_ROOT, PYTHON, Image, build_base
 from lab.qemu.image import build as build_image
@@ -73,73 +69,6 @@ with socket.socket(socket.AF_UNIX) as sock:
     with sock.makefile("rb") as answer:
         sys.stdout.buffer.write(answer.read().partition(b"\\r\\n\\r\\n")[2])
 """
-
-
-class GuestCapture:
-    """A capture that runs in a guest; see `lab.backend.PacketCapture`."""
-
-    def __init__(
-        self,
-        point: Point,
-        machine: Machine,
-        process: GuestProcess,
-        records: str,
-        deadline: Callable[[float], Deadline],
-    ) -> None:
-        self.point = point
-        self._machine = machine
-        self._process = process
-        self._records = records
-        self._deadline = deadline
-        self._offset = 0
-        self._reader = watch.RecordReader()
-        self._packets: list[CapturedPacket] = []
-        self._closed = False
-        self._clock_offset, self.clock_error = machine.channel().clock_offset()
-        process.wait_for_line(watch.READY, deadline(20))
-
-    def packets(self) -> list[CapturedPacket]:
-        """Every packet that has passed before this call.
-
-        Raises:
-            LabTimeoutError: The guest does not answer.
-        """
-        if not self._closed:
-            marks = self._reader.marks
-            self._process.signal(signal.SIGUSR1)
-            self._deadline(10).poll(lambda: self._read(marks), f"{self._process.name} to be complete")
-        return self._packets
-
-    def _read(self, marks: int) -> bool:
-        ended = self._process.poll() is not None
-        data = self._machine.channel().read_file(self._records, self._offset)
-        self._offset += len(data)
-        packets = self._reader.feed(data)
-        self._packets += [replace(packet, time=packet.time + self._clock_offset) for packet in packets]
-        return ended or self._reader.marks > marks
-
-    def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
-        """The first packet that is wanted."""
-        seen = 0
-
-        def look() -> CapturedPacket | None:
-            nonlocal seen
-            packets = self.packets()
-            while seen < len(packets):
-                seen += 1
-                if wanted(packets[seen - 1]):
-                    return packets[seen - 1]
-            return None
-
-        return deadline.poll(look, what)
-
-    def close(self) -> None:
-        """Take what is there and stop."""
-        if not self._closed:
-            with contextlib.suppress(LabError):
-                self.packets()
-            self._process.kill()
-            self._closed = True
 
 
 class GuestBackend(NetnsBackend):
@@ -499,7 +428,7 @@ class GuestBackend(NetnsBackend):
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
-    def capture(self, point: Point) -> Any:
+    def capture(self, point: Point) -> PacketCapture:
         """Start to capture."""
         node, interface = PACKET_POINTS[point]
         if (machine := self.machine_of(node)) is None:
@@ -510,7 +439,7 @@ class GuestBackend(NetnsBackend):
         argv = [*self._enter_in_guest(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
         process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
         capture = GuestCapture(point, machine, process, records, self.deadline)
-        self._captures.append(capture)  # type: ignore[arg-type]
+        self._captures.append(capture)
         self.clock_error = max(self.clock_error, 2 * capture.clock_error)  # two guests are off in opposite directions
         return capture
 
