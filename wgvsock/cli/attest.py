@@ -25,7 +25,7 @@ from wgvsock.attestation.policy import (
     check_roots,
     parse_measurements,
 )
-from wgvsock.cli.output import print_json
+from wgvsock.cli.output import note, print_json, put
 from wgvsock.errors import ConfigurationError
 
 _MAX_PCRS_FILE: Final = 1 << 16
@@ -86,7 +86,7 @@ def _show(data: bytes, args: argparse.Namespace) -> int:
         document = parse_document(data)
     except RejectedDocumentError as error:
         return _reject(error, None, args)
-    _say("these fields were read, not verified")
+    note("these fields were read, not verified")
     if args.json:
         print_json({"ok": True, "verified": False, **_fields(document)})
     else:
@@ -109,7 +109,7 @@ def _verify(data: bytes, args: argparse.Namespace) -> int:
     if args.json:
         print_json({"ok": True, "check": None, **_fields(document)})
     else:
-        print("accepted")
+        put("accepted")
         _print_fields(document)
     return 0
 
@@ -132,19 +132,19 @@ def _check(data: bytes, pcrs: Mapping[int, bytes], roots: tuple[bytes, ...], arg
 def _say_what_was_not_checked(pcrs: Mapping[int, bytes], roots: tuple[bytes, ...], args: argparse.Namespace) -> None:
     missing = [f"PCR{index}" for index in IMAGE_PCRS if index not in pcrs]
     if not pcrs:
-        _say("no PCRs were given, so the image was not compared: this may be anybody's enclave (--pcrs, --pcr)")
+        note("no PCRs were given, so the image was not compared: this may be anybody's enclave (--pcrs, --pcr)")
     elif missing:
-        _say(f"{', '.join(missing)} not given and not compared: one alone does not identify an image")
+        note(f"{', '.join(missing)} not given and not compared: one alone does not identify an image")
     if args.nonce is None:
-        _say("no nonce was given, so this may be a replay (--nonce)")
+        note("no nonce was given, so this may be a replay (--nonce)")
     if roots != (AWS_NITRO_ROOT_G1,):
-        _say("a root other than AWS's G1 was accepted, as --root-sha256 asked for")
+        note("a root other than AWS's G1 was accepted, as --root-sha256 asked for")
 
 
 def _reject(error: RejectedDocumentError, document: AttestationDocument | None, args: argparse.Namespace) -> int:
     """The verdict goes to stdout in either form; without JSON the three-line error follows on stderr."""
     if not args.json:
-        print(f"rejected: {error.check}")
+        put(f"rejected: {error.check}")
         raise error
     fields = _fields(document) if document else {}
     print_json({"ok": False, "check": error.check, "why": error.why, "fix": error.fix, **fields})
@@ -165,13 +165,13 @@ def _fields(document: AttestationDocument) -> dict[str, Any]:
 
 def _print_fields(document: AttestationDocument) -> None:
     fields = _fields(document)
-    print(f"module_id   {fields['module_id']}")
-    print(f"timestamp   {fields['timestamp'] or fields['timestamp_ms']}")
+    put(f"module_id   {fields['module_id']}")
+    put(f"timestamp   {fields['timestamp'] or fields['timestamp_ms']}")
     for index, value in fields["pcrs"].items():
         if value != bytes(PCR_SIZE).hex():
-            print(f"PCR{index:<9}{value}")
+            put(f"PCR{index:<9}{value}")
     for name in ("nonce", "user_data", "public_key"):
-        print(f"{name:<12}{'-' if fields[name] is None else fields[name]}")
+        put(f"{name:<12}{'-' if fields[name] is None else fields[name]}")
 
 
 def _expected_pcrs(args: argparse.Namespace) -> dict[int, bytes]:
@@ -249,7 +249,3 @@ def _rfc3339(milliseconds: int) -> str | None:
 
 def _hex_or_none(value: bytes | None) -> str | None:
     return None if value is None else value.hex()
-
-
-def _say(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

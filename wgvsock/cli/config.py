@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from wgvsock import settings
 from wgvsock.cli import config_import
-from wgvsock.cli.output import print_json
+from wgvsock.cli.output import print_json, put
 
 ROLES: Final = ("relay", "enclave")
 
@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _init(args: argparse.Namespace) -> int:
     template: str = importlib.import_module(f"wgvsock.{args.role}.template").TEMPLATE
-    print(template, end="")
+    put(template, end="")
     return 0
 
 
@@ -41,7 +41,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"ok": True, "role": args.role, "file": path})
     else:
-        print(f"{path}: ok")
+        put(f"{path}: ok")
     return 0
 
 
@@ -50,7 +50,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"role": args.role, "file": path, "settings": settings.to_plain(config)})
     else:
-        print(settings.format_toml(config), end="")
+        put(settings.format_toml(config), end="")
     return 0
 
 

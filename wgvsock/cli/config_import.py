@@ -24,6 +24,7 @@ from wgvsock.addresses import (
     parse_stream_address,
     vsock_from_ipv4,
 )
+from wgvsock.cli.output import put
 from wgvsock.errors import ConfigurationError
 from wgvsock.settings import IpInterface, IpNetwork
 
@@ -87,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         ) from None
     if len(text) > MAX_FILE:
         raise ConfigurationError(f"cannot read {path}", why="it is over 1 MiB", fix="name a file that wg-quick takes")
-    print(from_wg_quick(text.decode(errors="replace"), role=args.role, interface=path.stem), end="")
+    put(from_wg_quick(text.decode(errors="replace"), role=args.role, interface=path.stem), end="")
     return 0
 
 

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Final
 
 from wgvsock import __version__
-from wgvsock.cli.output import print_error
+from wgvsock.cli.ending import run_command
 from wgvsock.devices.tun import Tun, adopt_tun, open_tun
-from wgvsock.errors import ConfigurationError, SystemSetupError, WgvsockError
+from wgvsock.errors import ConfigurationError, SystemSetupError
 from wgvsock.framing import Framing
 from wgvsock.telemetry.logs import configure, fields
 from wgvsock.transports.base import Transport
@@ -84,11 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"wgvsock-device {__version__}")
     add_arguments(parser)
-    try:
-        return _run(parser.parse_args(argv))
-    except WgvsockError as error:
-        print_error(error)
-        return error.exit_code
+    return run_command(lambda: _run(parser.parse_args(argv)))
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

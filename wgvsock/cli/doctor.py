@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from wgvsock.cli.output import print_json
+from wgvsock.cli.output import print_json, put
 from wgvsock.errors import WgvsockError
 
 EXIT_PREREQUISITE: Final = 7
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
         print_json({"ok": healthy, "role": args.role, "checks": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            print(f"{finding.verdict:<9} {finding.name}: {finding.found}")
+            put(f"{finding.verdict:<9} {finding.name}: {finding.found}")
             if finding.fix:
-                print(f"{'':<9} fix: {finding.fix}")
+                put(f"{'':<9} fix: {finding.fix}")
     return 0 if healthy else EXIT_PREREQUISITE
 
 

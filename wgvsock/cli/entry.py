@@ -1,17 +1,15 @@
-"""The entry point: finds the subcommand, imports its module alone, and turns errors into three lines and a status."""
+"""The entry point: finds the subcommand, and imports its module alone."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from wgvsock import __version__
-from wgvsock.cli.output import print_error
-from wgvsock.errors import WgvsockError
+from wgvsock.cli.ending import run_command
 
 COMMANDS: Final = {
     "relay": "run the relay, in the pod or on the parent instance",
@@ -26,26 +24,16 @@ COMMANDS: Final = {
 }
 """Module of this package and what it is for."""
 
-EXIT_FAILURE: Final = 1
-EXIT_INTERRUPTED: Final = 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``wgvsock``; returns the exit status (see docs/operations.md)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = make_parser(arguments).parse_args(arguments)
-        status: int = args.run(args)
-        sys.stdout.flush()
-    except WgvsockError as error:
-        print_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; the interpreter must not complain about that when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = make_parser(arguments).parse_args(arguments)
+    status: int = args.run(args)
     return status
 
 

@@ -8,7 +8,7 @@ import binascii
 import os
 import sys
 
-from wgvsock.cli.output import print_json
+from wgvsock.cli.output import print_json, put
 from wgvsock.errors import ConfigurationError
 
 _MAX_INPUT = 1024
@@ -34,7 +34,7 @@ def _gen(args: argparse.Namespace) -> int:
     from wgvsock.wireguard.primitives import generate_private_key
 
     key = os.urandom(32) if args.signing else generate_private_key(os.urandom)
-    print(base64.b64encode(key).decode())
+    put(base64.b64encode(key).decode())
     return 0
 
 
@@ -47,7 +47,7 @@ def _pub(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"kind": "signing" if args.signing else "wireguard", "public_key": key})
     else:
-        print(key)
+        put(key)
     return 0
 
 

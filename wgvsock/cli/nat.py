@@ -7,7 +7,7 @@ import asyncio
 import subprocess
 from typing import TYPE_CHECKING
 
-from wgvsock.cli.output import print_json
+from wgvsock.cli.output import print_json, put
 from wgvsock.cli.status import EXIT_NOT_RUNNING, ask, socket_path
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**nat, "rules": rules})
     else:
-        print(rules, end="")
+        put(rules, end="")
     return 0 if rules else EXIT_NOT_RUNNING
 
 
@@ -78,7 +78,7 @@ def _render(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"uplink": rules.uplink, "rules": rendered})
     else:
-        print("".join(rendered.values()), end="")
+        put("".join(rendered.values()), end="")
     return 0
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from wgvsock.cli.output import SCHEMA, print_error, print_json
+from wgvsock.cli.output import SCHEMA, print_error, print_json, put
 from wgvsock.errors import TransportError
 from wgvsock.telemetry.endpoint import request
 
@@ -127,7 +127,7 @@ def _print(status: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
         print_json(status)
     else:
-        print("\n".join(render(status)))
+        put("\n".join(render(status)))
 
 
 def render(status: dict[str, Any]) -> list[str]:
