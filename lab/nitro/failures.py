@@ -49,8 +49,6 @@ class NitroFailure(LabError):  # noqa: N818 (the tool's own word: NitroCliFailur
             connection to it was lost (E39), and ends with that number.
     """
 
-    code = "WGV-E098"
-
     def __init__(self, number: int, detail: str, *, in_enclave_process: bool = False) -> None:
         super().__init__(f"E{number:02} {_TITLES[number]} {detail}".rstrip())
         self.numbers = (number, PROCESS_CONNECTION) if in_enclave_process else (number,)

@@ -1,4 +1,4 @@
-"""Every error code is unique to a meaning and has its line in docs/errors.md."""
+"""Every error code, the product's and the laboratory's, is unique to a meaning and has its line in docs/errors.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import lab
 import wgvsock
 from wgvsock.errors import WgvsockError
 
@@ -21,16 +22,18 @@ def _subclasses(kind: type[WgvsockError]) -> Iterator[type[WgvsockError]]:
 
 
 def _all_errors() -> set[type[WgvsockError]]:
-    for module in pkgutil.walk_packages(wgvsock.__path__, "wgvsock."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    return {kind for kind in _subclasses(WgvsockError) if kind.__module__.startswith("wgvsock")}
+    for package in (wgvsock, lab):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    return {kind for kind in _subclasses(WgvsockError) if kind.__module__.startswith(("wgvsock.", "lab."))}
 
 
 def test_every_code_is_documented_and_no_other() -> None:
-    used = {kind.code for kind in _all_errors()}
-    documented = set(re.findall(r"WGV-E\d{3}", (ROOT / "docs/errors.md").read_text()))
-    assert used == documented
+    used = {(kind.code, kind.exit_code) for kind in _all_errors()}
+    rows = re.findall(r"^\| (WGV-E\d{3}) \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    documented = [(code, int(exit_code)) for code, exit_code in rows]
+    assert sorted(used) == sorted(documented)
 
 
 def test_a_code_means_one_thing() -> None:
