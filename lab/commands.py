@@ -1,4 +1,4 @@
-"""The verbs of ``python -m lab`` for a laboratory that stays up: up, down, start, status, sh, logs, capture, fault."""
+"""The verbs of ``python -m lab`` for a laboratory that stays up: up, down, start, wait, status, sh, logs and others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.backend import Backend
 from lab.capture import LINKTYPE_ETHERNET, LINKTYPE_RAW, write_pcap_header, write_pcap_record
 from lab.errors import LabError
 from lab.ladder import Ladder
-from lab.raising import raise_up, say, take_down
+from lab.raising import prepare, raise_up, say, take_down, wait_until_ready
 from lab.topology import PACKET_POINTS, Node, Point
 
 SCHEMA = "wgvsock/v1"
@@ -29,6 +29,12 @@ def up(arguments: argparse.Namespace) -> int:
     """Raise the laboratory, or go over the one that stands."""
     raise_up(arguments.backend)
     return _tell_how_to_use(standing.attach())
+
+
+def fill_cache(arguments: argparse.Namespace) -> int:
+    """Download and build, and raise nothing."""
+    prepare(arguments.backend)
+    return 0
 
 
 def _tell_how_to_use(backend: Backend) -> int:
@@ -64,6 +70,13 @@ def start(arguments: argparse.Namespace) -> int:
             if arguments.again or ladder.backend.process(name) is None:
                 _start(ladder, name)
                 print(f"{name} started")
+    return 0
+
+
+def wait(arguments: argparse.Namespace) -> int:
+    """Wait until the tunnel is ready."""
+    del arguments
+    wait_until_ready(standing.find())
     return 0
 
 
@@ -223,14 +236,19 @@ of the security module: nsm [debug] [wrong_root] [clock_offset=-600] ... (lab/ns
 
 def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verbs of this module."""
-    verb = verbs.add_parser("up", help="raise a laboratory that stays up")
-    verb.add_argument("--backend", default=os.environ.get("LAB", ""), help="default: $LAB, else the best there is")
-    verb.set_defaults(run=up)
+    for name, run, text in (
+        ("prepare", fill_cache, "download and build what a laboratory needs"),
+        ("up", up, "raise a laboratory that stays up"),
+    ):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("--backend", default=os.environ.get("LAB", ""), help="default: $LAB, else the best there is")
+        verb.set_defaults(run=run)
     verbs.add_parser("down", help="take it away").set_defaults(run=down)
     for name, again, text in (("start", False, "start what does not run"), ("restart", True, "end it and start it")):
         verb = verbs.add_parser(name, help=f"{text}: relay, enclave, external-server, node-server")
         verb.add_argument("name", nargs="+")
         verb.set_defaults(run=start, again=again)
+    verbs.add_parser("wait", help="wait until the tunnel is ready").set_defaults(run=wait)
     verb = verbs.add_parser("status", help="how it is")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=status)

@@ -18,10 +18,17 @@ from lab import standing
 from lab.backend import Backend
 from lab.backends import backend_class, choose
 from lab.errors import LabError
+from lab.ladder import Ladder
 from lab.play import PlayResult, play
 from lab.topology import Node
 
 ARTIFACTS: Final = Path("artifacts/lab-up")
+
+READY_TIMEOUT: Final = 20
+"""Seconds that the tunnel has to become ready, on a machine that runs natively."""
+
+_LAST_WORDS: Final = 1000
+"""Characters of a log."""
 
 _OWN_PROCESSES: Final = ("signer", "tap")
 """What only raising can start: without them Ansible has nothing to mend."""
@@ -78,11 +85,21 @@ def _broken(backend: Backend) -> str:
     return ""
 
 
-def _raise(asked: str) -> Backend:
+def prepare(asked: str) -> type[Backend]:
+    """Download and build what a backend needs and what outlives its laboratories; the backend.
+
+    Raises:
+        LabError: It cannot be had.
+    """
     name, why = choose(asked)
     say(f"backend {name}: {why}")
     chosen = backend_class(name)
     timed("packages and image downloaded and built, or found in the cache", chosen.prepare)
+    return chosen
+
+
+def _raise(asked: str) -> Backend:
+    chosen = prepare(asked)
     backend = chosen(f"up{os.getpid():x}")
     try:
         timed("machines booted; network, servers, signer and tap up", backend.up)
@@ -98,6 +115,39 @@ def _keep(backend: Backend) -> None:
     with contextlib.suppress(LabError, OSError):  # the reason why we are here is the one to be told
         backend.keep_artifacts(ARTIFACTS)
         say(f"logs, consoles and captures are kept in {ARTIFACTS}")
+
+
+def wait_until_ready(ladder: Ladder) -> None:
+    """Wait for the tunnel of a laboratory whose Relay and Enclave have been started.
+
+    Raises:
+        LabError: A service has ended, or the Relay refuses the Enclave: there is no other that could come.
+        LabTimeoutError: It is not ready in time.
+    """
+    for name, process in (("relay", ladder.relay), ("enclave", ladder.enclave)):
+        if process is None:
+            raise LabError(f"the {name} does not run", why=_last_words(ladder.backend, name))
+    refused_before = _refusals(ladder.backend)
+
+    def look() -> bool:
+        if ladder.look_ready():
+            return True
+        if _refusals(ladder.backend) > refused_before:
+            raise LabError("the Relay refuses the Enclave", why=_last_words(ladder.backend, "relay"))
+        return False
+
+    ladder.backend.deadline(READY_TIMEOUT).poll(look, "the tunnel to be ready")
+
+
+def _refusals(backend: Backend) -> int:
+    status = backend.status(Node.POD)
+    return 0 if status is None else int(status["provisioning"]["attempts"]["rejected"])
+
+
+def _last_words(backend: Backend, name: str) -> str:
+    backend.refresh_logs()
+    log = backend.directory / f"logs/{name}.log"
+    return log.read_text(errors="replace")[-_LAST_WORDS:] if log.exists() else "it was never started"
 
 
 def take_down() -> list[str]:

@@ -20,10 +20,8 @@ if __name__ == "__main__":  # Ansible runs it by its path
 from lab import standing  # noqa: E402 (the path comes first)
 from lab.backend import Backend  # noqa: E402
 from lab.ladder import PROBE  # noqa: E402
+from lab.raising import READY_TIMEOUT  # noqa: E402
 from lab.topology import Node, Service  # noqa: E402
-
-READY_TIMEOUT: Final = 20
-"""Seconds that the tunnel has to become ready, on a machine that runs natively."""
 
 
 def inventory(backend: Backend) -> dict[str, Any]:

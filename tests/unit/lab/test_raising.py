@@ -7,7 +7,8 @@ import pytest
 
 from lab import raising, standing
 from lab.backend import Completed
-from lab.errors import LabError
+from lab.deadline import Deadline
+from lab.errors import LabError, LabTimeoutError
 from lab.play import PlayError, PlayResult
 from lab.topology import Node
 
@@ -141,3 +142,71 @@ def test_taken_down_it_is_forgotten(fake: type[FakeBackend]) -> None:
     assert raising.take_down() == []
     assert fake.calls[-2:] == ["stop", "down"]
     assert not standing.is_standing()
+
+
+class Starting:
+    """A laboratory whose services have been started: what the Relay says, one answer a look."""
+
+    def __init__(self, folder: Path, *answers: Any) -> None:
+        self.backend = self
+        self.directory = folder
+        self.relay: object | None = "relay"
+        self.enclave: object | None = "enclave"
+        self.answers = [None, *answers]
+        (folder / "logs").mkdir()
+        (folder / "logs/relay.log").write_text("the last word")
+
+    def status(self, node: Node) -> Any:
+        assert node is Node.POD
+        return self.answers[0]
+
+    def look_ready(self) -> Any:
+        if len(self.answers) > 1:
+            del self.answers[0]
+        if isinstance(self.answers[0], LabError):
+            raise self.answers[0]
+        return self.answers[0] if self.answers[0] and self.answers[0]["ready"] else None
+
+    def refresh_logs(self) -> None: ...
+
+    def deadline(self, seconds: float) -> Deadline:
+        now = iter(range(100))
+        return Deadline(seconds, clock=lambda: next(now), sleep=lambda _: None)
+
+
+def says(*, ready: bool = False, rejected: int = 0) -> dict[str, Any]:
+    return {"ready": ready, "provisioning": {"attempts": {"rejected": rejected}}}
+
+
+def test_it_is_waited_for_until_it_is_ready(tmp_path: Path) -> None:
+    raising.wait_until_ready(Starting(tmp_path, None, says(), says(ready=True)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["relay", "enclave"])
+def test_a_service_that_does_not_run_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    lab = Starting(tmp_path)
+    setattr(lab, name, None)
+    with pytest.raises(LabError, match=f"the {name} does not run") as caught:
+        raising.wait_until_ready(lab)  # type: ignore[arg-type]
+    assert caught.value.why == {"relay": "the last word", "enclave": "it was never started"}[name]
+
+
+def test_a_service_that_ends_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="relay ended with 7"):
+        raising.wait_until_ready(Starting(tmp_path, says(), LabError("relay ended with 7")))  # type: ignore[arg-type]
+
+
+def test_a_refusal_is_not_waited_out(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="refuses the Enclave: the last word"):
+        raising.wait_until_ready(Starting(tmp_path, says(), says(rejected=1)))  # type: ignore[arg-type]
+
+
+def test_a_refusal_of_before_says_nothing(tmp_path: Path) -> None:
+    lab = Starting(tmp_path, says(rejected=2), says(rejected=2), says(ready=True, rejected=2))
+    lab.answers[0] = says(rejected=2)
+    raising.wait_until_ready(lab)  # type: ignore[arg-type]
+
+
+def test_it_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(LabTimeoutError, match="the tunnel to be ready"):
+        raising.wait_until_ready(Starting(tmp_path, says()))  # type: ignore[arg-type]
