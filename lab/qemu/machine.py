@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from lab.backend import Completed
 from lab.deadline import Deadline
@@ -26,6 +26,7 @@ from lab.qemu.channel import Channel, GuestProcess
 from lab.qemu.errors import GuestError, GuestOopsError
 from lab.qemu.image import Image, private_loader
 from lab.qemu.qmp import Qmp
+from wgvsock.addresses import Cid, HybridVsockAddress, Port, StreamAddress
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class VhostUserVsock:
 class VhostVsock:
     """A vsock device served by the host's kernel (/dev/vhost-vsock)."""
 
-    cid: int
+    cid: Cid
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class MachineSpec:
         memory_mib: The image alone needs about 200.
         cpus: Virtual processors.
         accelerator: ``tcg`` or ``kvm``.
+        extra: Further options of QEMU's, such as ports that another guest's channels lead through.
     """
 
     name: str
@@ -80,6 +82,7 @@ class MachineSpec:
     memory_mib: int = 384
     cpus: int = 1
     accelerator: str = "tcg"
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,23 @@ class Tools:
 
 def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
     """QEMU's command line behind the program, with every socket and log in `directory`."""
+    return [*hardware_arguments(spec, directory / "initrd"), *channel_arguments(directory)]
+
+
+def channel_arguments(directory: Path) -> list[str]:
+    """Console, verdict, requests, a person's shell and QEMU's control socket, all in `directory`."""
+    return [
+        *("-serial", f"file:{directory / 'console.log'}", "-serial", f"file:{directory / 'verdict'}"),
+        *("-chardev", f"socket,id=agent,path={directory / AGENT_SOCKET},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+        *("-chardev", f"socket,id=shell,path={directory / SHELL_SOCKET},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=shell,name={SHELL_PORT_NAME}"),
+        *("-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off"),
+    ]
+
+
+def hardware_arguments(spec: MachineSpec, initrd: Path) -> list[str]:
+    """Processor, memory, devices and what is booted."""
     acceleration = (
         ["-accel", "tcg,thread=multi", "-cpu", "max"]
         if spec.accelerator == "tcg"
@@ -124,15 +144,10 @@ def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
         *acceleration,
         *("-M", "q35,memory-backend=mem0", "-object", f"memory-backend-memfd,id=mem0,size={size},share=on"),
         *("-m", size, "-smp", str(spec.cpus), "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"),
-        *("-serial", f"file:{directory / 'console.log'}", "-serial", f"file:{directory / 'verdict'}"),
         *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,id=agent,path={directory / AGENT_SOCKET},server=on,wait=off"),
-        *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
-        *("-chardev", f"socket,id=shell,path={directory / SHELL_SOCKET},server=on,wait=off"),
-        *("-device", f"virtserialport,chardev=shell,name={SHELL_PORT_NAME}"),
-        *("-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off"),
-        *("-kernel", str(spec.image.kernel), "-initrd", str(directory / "initrd"), "-append", spec.image.command_line),
+        *("-kernel", str(spec.image.kernel), "-initrd", str(initrd), "-append", spec.image.command_line),
         *devices,
+        *spec.extra,
     ]
 
 
@@ -242,6 +257,7 @@ class Machine:
         *,
         name: str,
         log: Path,
+        stdin: bool = False,
         stdout: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> GuestProcess:
@@ -251,14 +267,16 @@ class Machine:
             argv: The command.
             name: For messages.
             log: Where its output is wanted on this machine.
+            stdin: A standard input, if the command is to be told things.
             stdout: A file of the guest for its standard output alone.
             environment: Added to the guest's.
         """
         self._spawned += 1
         remote_log = f"{GUEST_LOGS}/{self._spawned}-{name.replace(' ', '-')}.log"
-        pid = self.channel().spawn(argv, stdout=stdout or remote_log, stderr=remote_log, environment=environment)
+        files = {"stdout": stdout or remote_log, "stderr": remote_log}
+        pid = self.channel().spawn(argv, stdin=stdin, environment=environment, **files)
         offset = log.stat().st_size if log.exists() else 0
-        return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset)
+        return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset, stdin=stdin)
 
     def check(self) -> None:
         """Nothing while the guest is well.
@@ -341,8 +359,45 @@ class Machine:
         return GuestError(f"the guest {self.spec.name} failed", why=tail)
 
 
+class GuestVsock(Protocol):
+    """The host's side of a guest's vsock: `VsockDevice`, or `lab.qemu.vhost.KernelVsockDevice`."""
+
+    @property
+    def specification(self) -> VhostUserVsock | VhostVsock:
+        """What QEMU is to be told."""
+        ...
+
+    def start(self, deadline: Deadline) -> None:
+        """Be ready for QEMU.
+
+        Raises:
+            LabError: It cannot be.
+        """
+        ...
+
+    def address(self, port: Port) -> StreamAddress:
+        """Where the host reaches a port of the guest."""
+        ...
+
+    def serve(self, port: Port, path: Path) -> None:
+        """Lead what the guest dials at its host's `port` to a Unix socket, which may be made later."""
+        ...
+
+    def stop(self) -> None:
+        """End what `start` and `serve` have started; idempotent."""
+        ...
+
+    def describe(self) -> dict[str, Any] | None:
+        """What `adopt` needs, as JSON values."""
+        ...
+
+    def adopt(self, description: Mapping[str, Any] | None) -> None:
+        """Take over what another process of ours has started."""
+        ...
+
+
 class VsockDevice:
-    """A vhost-device-vsock process for one guest.
+    """A vhost-device-vsock process for one guest; see `GuestVsock`.
 
     Args:
         tools: Its place.
@@ -361,6 +416,21 @@ class VsockDevice:
     def hybrid(self) -> Path:
         """Connect here and say ``CONNECT port`` to reach the guest; it reaches us at this path + ``_port``."""
         return self._directory / "u"
+
+    @property
+    def specification(self) -> VhostUserVsock:
+        """What QEMU is to be told."""
+        return VhostUserVsock(self.vhost)
+
+    def address(self, port: Port) -> HybridVsockAddress:
+        """Where the host reaches a port of the guest."""
+        return HybridVsockAddress(str(self.hybrid), port)
+
+    def serve(self, port: Port, path: Path) -> None:
+        """Lead what the guest dials to a Unix socket, by a link in the place where the device looks for one."""
+        link = Path(f"{self.hybrid}_{port}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
 
     def start(self, deadline: Deadline) -> None:
         """Start it and wait until QEMU can connect.

@@ -7,6 +7,7 @@ import pytest
 from lab.qemu.errors import GuestError, GuestOopsError
 from lab.qemu.image import COMMAND_LINE, Image
 from lab.qemu.machine import Machine, MachineSpec, Tools, VhostUserVsock, VhostVsock, find_oops, qemu_arguments
+from wgvsock.addresses import Cid
 
 IMAGE = Image(Path("/cache/vmlinux"), (Path("/cache/base.cpio"), Path("/run/application.cpio")))
 DIRECTORY = Path("/run/lab")
@@ -45,7 +46,7 @@ def test_vsock_through_vhost_user() -> None:
 
 
 def test_vsock_through_the_kernel() -> None:
-    arguments = qemu_arguments(MachineSpec("e", IMAGE, vsock=VhostVsock(16)), DIRECTORY)
+    arguments = qemu_arguments(MachineSpec("e", IMAGE, vsock=VhostVsock(Cid(16))), DIRECTORY)
     assert "vhost-vsock-pci,guest-cid=16" in values(arguments, "-device")
 
 
