@@ -159,6 +159,11 @@ class Backend(Protocol):
     """``PCR0`` and so on of the image in the enclave, hex."""
 
     @property
+    def processors(self) -> str:
+        """What runs the machines' programs, and why: this machine's processors, through KVM, or emulated ones."""
+        ...
+
+    @property
     def entropy_log(self) -> Path:
         """What the Enclave drew (`lab.opener`); a file on this machine."""
         ...

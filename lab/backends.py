@@ -8,14 +8,16 @@ from lab.backend import Backend
 from lab.errors import LabError, LabUnavailableError
 from lab.netns.backend import NetnsBackend
 from lab.qemu.backends import GuestBackend, PairBackend
+from lab.qemu.loopback import LoopbackBackend
+from lab.qemu.vhost import VhostBackend
 
 BACKENDS: Final[dict[str, type[Backend]]] = {
-    backend.name: backend for backend in (PairBackend, GuestBackend, NetnsBackend)
+    backend.name: backend for backend in (VhostBackend, PairBackend, GuestBackend, LoopbackBackend, NetnsBackend)
 }
 """By name."""
 
-PREFERENCE: Final = ("pair", "guest", "netns")
-"""Best first: the nearer to the real thing the better."""
+PREFERENCE: Final = ("vhost", "pair", "guest", "netns")
+"""Best first: the nearer to the real thing the better. `loopback` runs wherever `pair` does, and proves less."""
 
 
 def backend_class(name: str) -> type[Backend]:

@@ -111,6 +111,7 @@ def status(arguments: argparse.Namespace) -> int:
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "backend": ladder.backend.name,
+        "processors": ladder.backend.processors,
         "directory": str(ladder.backend.directory),
         "ready": ready,
         "services": services,
@@ -120,7 +121,7 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        print(f"{report['backend']} laboratory in {report['directory']}")
+        print(f"{report['backend']} laboratory in {report['directory']}, processors {report['processors']}")
         for name, service in services.items():
             process = ladder.backend.process(name)
             print(f"  {name:<9} {'pid ' + str(process.pid) if process else 'not running':<12} {_state(service)}")
@@ -172,6 +173,7 @@ def capture(arguments: argparse.Namespace) -> int:
     backend = standing.attach()
     point = Point(arguments.point)
     if point not in PACKET_POINTS:
+        backend.tap.refresh()
         shutil.copy(backend.tap.recording, arguments.output)
         say(f"everything that has crossed the vsock point so far is in {arguments.output}")
         return 0

@@ -103,6 +103,7 @@ def _raise(asked: str) -> Backend:
     backend = chosen(f"up{os.getpid():x}")
     try:
         timed("machines booted; network, servers, signer and tap up", backend.up)
+        say(f"processors: {backend.processors}")
     except BaseException:
         _keep(backend)
         backend.down()

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
+import os
 import socket
 import struct
 import sys
@@ -26,12 +28,13 @@ from typing import Any, BinaryIO, Final, cast
 
 from lab.capture import LINKTYPE_USER0, PcapReader, write_pcap_header, write_pcap_record
 from lab.errors import LabError
-from wgvsock.addresses import StreamAddress, parse_stream_address
+from wgvsock.addresses import HybridVsockAddress, StreamAddress, UnixAddress, parse_stream_address
 from wgvsock.errors import WgvsockError
 from wgvsock.transports.sockets import connect_stream, listen_stream
 
 PSEUDO_HEADER: Final = struct.Struct(">IIB")
-_DIAL_TIMEOUT: Final = 10.0
+_DIAL_TIMEOUT: Final = 10.0  # seconds, as the next one
+_CONTROL_TIMEOUT: Final = 10.0
 _RECORDING_LIMIT: Final = 1 << 30
 """Bytes after which recording stops: a bulk transfer must not fill the disk; `Tap.status` says so."""
 
@@ -149,7 +152,8 @@ class _Connection:
     async def _reach_enclave(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            sock = await connect_stream(self.route.upstream, deadline=loop.time() + _DIAL_TIMEOUT)
+            upstream = self.tap.upstream(self.route.port)
+            sock = await connect_stream(upstream, deadline=loop.time() + _DIAL_TIMEOUT)
             await loop.create_connection(lambda: self.enclave, sock=sock)
         except (WgvsockError, OSError):
             self.close()
@@ -223,6 +227,7 @@ class Tap:
         self.refusing = False
         self.delay = 0.0
         self._flips: list[tuple[int | None, Kind, int]] = []
+        self._upstreams = {route.port: route.upstream for route in routes}
         self._count = 0
         self._servers: list[asyncio.Server] = []
 
@@ -230,6 +235,10 @@ class Tap:
         """Number of the next connection, from 1."""
         self._count += 1
         return self._count
+
+    def upstream(self, port: int) -> StreamAddress:
+        """Where the Enclave listens for a port now."""
+        return self._upstreams[port]
 
     async def start(self) -> None:
         """Listen.
@@ -277,6 +286,8 @@ class Tap:
                 "offset": int() as offset,
             }:
                 self._flips.append((port, Kind.TO_ENCLAVE if end == "enclave" else Kind.TO_RELAY, offset))
+            case {"verb": "reroute", "port": int() as port, "upstream": str() as upstream}:
+                self._upstreams[port] = parse_stream_address(upstream)
             case {"verb": "record", "on": bool() as on}:
                 self.recording.enabled = on
             case {"verb": "resume"}:
@@ -337,10 +348,15 @@ class _Control(asyncio.Protocol):
 
 
 class TapControl:
-    """Client of a running tap: reads the recording, injects faults. Blocking calls of a few milliseconds."""
+    """Client of a running tap: reads the recording, injects faults. Blocking calls of a few milliseconds.
 
-    def __init__(self, control: Path, recording: Path) -> None:
+    Attributes:
+        clock_offset: Seconds that our clock is ahead of the tap's.
+    """
+
+    def __init__(self, control: UnixAddress | HybridVsockAddress, recording: Path) -> None:
         self.recording = recording
+        self.clock_offset = 0.0
         self._control = control
         self._stream: BinaryIO | None = None
         self._reader: PcapReader | None = None
@@ -348,13 +364,18 @@ class TapControl:
 
     def chunks(self) -> list[Chunk]:
         """Everything that has passed since the tap was started, oldest first."""
+        self.refresh()
         if self._reader is None:
             self._stream = self.recording.open("rb")
             self._reader = PcapReader(self._stream)
         for when, record in self._reader.records():
             connection, port, kind = PSEUDO_HEADER.unpack_from(record)
-            self._chunks.append(Chunk(when, connection, port, Kind(kind), record[PSEUDO_HEADER.size :]))
+            data = record[PSEUDO_HEADER.size :]
+            self._chunks.append(Chunk(when + self.clock_offset, connection, port, Kind(kind), data))
         return self._chunks
+
+    def refresh(self) -> None:
+        """Bring the recording up to date: nothing, the tap of this machine writes into it."""
 
     def close(self) -> None:
         """Close the recording; idempotent."""
@@ -390,6 +411,10 @@ class TapControl:
         """Flip the lowest bit of one byte, in the next read to ``"enclave"`` or ``"relay"`` that is long enough."""
         self._ask(verb="flip", to=to, offset=offset, port=port)
 
+    def reroute(self, port: int, upstream: StreamAddress) -> None:
+        """Dial the Enclave elsewhere from now on: it has come back with another CID."""
+        self._ask(verb="reroute", port=port, upstream=str(upstream))
+
     def record(self, *, on: bool) -> None:
         """Switch recording off for a bulk transfer, and on again."""
         self._ask(verb="record", on=on)
@@ -408,18 +433,37 @@ class TapControl:
         return answer
 
 
-def _control_socket(path: Path) -> socket.socket:
+def _control_socket(address: UnixAddress | HybridVsockAddress) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(10)
-    sock.connect(str(path))
+    sock.settimeout(_CONTROL_TIMEOUT)
+    try:
+        sock.connect(address.path)
+        if isinstance(address, HybridVsockAddress):
+            _enter_guest(sock, address.port)
+    except OSError as error:
+        sock.close()
+        raise LabError(f"cannot reach the tap at {address}", why=str(error)) from None
     return sock
+
+
+def _enter_guest(sock: socket.socket, port: int) -> None:
+    """Have the monitor behind a Unix socket connect it to a port of its guest.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    sock.sendall(f"CONNECT {port}\n".encode())
+    with sock.makefile("rb", buffering=0) as answer:  # unbuffered: what follows the line is not ours to read
+        if not answer.readline().startswith(b"OK "):
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 async def _run(arguments: argparse.Namespace) -> None:
     with arguments.recording.open("wb", buffering=0) as stream:
         tap = Tap([TapRoute.parse(route) for route in arguments.route], Recording(stream))
         await tap.start()
-        await asyncio.get_running_loop().create_unix_server(lambda: _Control(tap), arguments.control)
+        control = listen_stream(arguments.control)
+        await asyncio.get_running_loop().create_server(lambda: _Control(tap), sock=control)
         print("ready", flush=True)
         await asyncio.Event().wait()
 
@@ -428,7 +472,7 @@ def main(argv: list[str]) -> int:
     """Run until killed."""
     parser = argparse.ArgumentParser(prog="lab.tap", description="record and disturb what crosses the vsock point")
     parser.add_argument("--recording", type=Path, required=True, metavar="FILE.pcap")
-    parser.add_argument("--control", required=True, metavar="SOCKET")
+    parser.add_argument("--control", required=True, metavar="ADDRESS", type=parse_stream_address)
     parser.add_argument("route", nargs="+", metavar="PORT=LISTEN=UPSTREAM")
     asyncio.run(_run(parser.parse_args(argv)))
     return 0

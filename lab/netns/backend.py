@@ -116,6 +116,11 @@ class NetnsBackend:
         """See `lab.netns.privilege`."""
         return privilege.unavailable()
 
+    @property
+    def processors(self) -> str:
+        """The enclave's too."""
+        return "this machine's own"
+
     # -- staying up ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -171,7 +176,7 @@ class NetnsBackend:
         self._connect_controls()
 
     def _connect_controls(self) -> None:
-        self.tap = TapControl(self.directory / "tap.sock", self.directory / "vsock.pcap")
+        self.tap = TapControl(UnixAddress(str(self.directory / "tap.sock")), self.directory / "vsock.pcap")
         self.nsm = NsmControl(f"{self.directory}/nsm/control.sock")
 
     def _furnish(self, node: Node) -> None:
@@ -217,7 +222,7 @@ class NetnsBackend:
             TapRoute(port, self._socket("relay-side", port), self._socket("enclave-side", port))
             for port in (WIREGUARD_PORT, PROVISIONING_PORT)
         ]
-        argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", str(self.directory / "tap.sock")]
+        argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", f"unix:{self.directory}/tap.sock"]
         return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
 
     def _socket(self, side: str, port: int) -> UnixAddress:

@@ -18,6 +18,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -33,9 +34,11 @@ from lab.netns.backend import LAB, NetnsBackend
 from lab.process import LocalProcess
 from lab.qemu.capture import GuestCapture
 from lab.qemu.channel import GuestProcess
-from lab.qemu.image import APPLICATION_RAMDISK, APPLICATION_ROOT, PYTHON, Image, build_base
+from lab.qemu.image import APPLICATION_ROOT, PYTHON, Image, build_base
 from lab.qemu.image import build as build_image
-from lab.qemu.machine import SHELL_SOCKET, Machine, MachineSpec, Tools, VhostUserVsock, VsockDevice
+from lab.qemu.kvm import Acceleration
+from lab.qemu.kvm import choose as choose_acceleration
+from lab.qemu.machine import BOOT_DEADLINE, SHELL_SOCKET, GuestVsock, Machine, MachineSpec, Tools, VsockDevice
 from lab.qemu.packages import cache_directory, read_lock, unavailable, unpack_group
 from lab.tap import TapRoute
 from lab.topology import PACKET_POINTS, Node, Point
@@ -45,7 +48,6 @@ from wgvsock.addresses import (
     VMADDR_CID_HOST,
     WIREGUARD_PORT,
     Cid,
-    HybridVsockAddress,
     Port,
     StreamAddress,
     UnixAddress,
@@ -58,8 +60,8 @@ NODE_CID: Final = Cid(3)
 SECURITY_MODULE: Final = "cuse"
 PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 
-_GUEST_DIRECTORY: Final = "/lab"  # a node has a /run of its own
-_ENTROPY_LOG: Final = "/run/entropy.log"
+GUEST_DIRECTORY: Final = "/lab"  # a node has a /run of its own
+_ENTROPY_LOG: Final = f"{GUEST_DIRECTORY}/entropy.log"
 _STATUS_SCRIPT: Final = """
 import socket, sys
 with socket.socket(socket.AF_UNIX) as sock:
@@ -72,17 +74,37 @@ with socket.socket(socket.AF_UNIX) as sock:
 
 
 class GuestBackend(NetnsBackend):
-    """The enclave is a guest; everything else stays on this machine. See `lab.backend.Backend`."""
+    """The enclave is a guest; everything else stays on this machine. See `lab.backend.Backend`.
+
+    Args:
+        identity: Tells this laboratory from others on the machine; a few letters.
+        tools: QEMU's place; default: the pinned packages in the cache.
+        image: What the guests boot; default: this checkout on the pinned packages.
+        options: See `lab.netns.backend.NetnsBackend`.
+    """
 
     name = "guest"
     moved: ClassVar[frozenset[Node]] = frozenset()
     """Nodes that are namespaces of the node guest."""
 
-    def __init__(self, identity: str, **options: Any) -> None:
+    boot_deadline = BOOT_DEADLINE
+    """Seconds until a guest has to have said that it is ready."""
+
+    signer_port = Port(SIGNER_PORT)
+    """Where the enclave guest's host answers for the signer."""
+
+    _tools: Tools
+    _image: Image
+    _acceleration: Acceleration
+
+    def __init__(
+        self, identity: str, *, tools: Tools | None = None, image: Image | None = None, **options: Any
+    ) -> None:
         super().__init__(identity, **options)
         self.enclave_cid = ENCLAVE_CID
+        self._given = (tools, image)
         self._machines: dict[Node, Machine] = {}
-        self._devices: dict[Node, VsockDevice] = {}
+        self._devices: dict[Node, GuestVsock] = {}
         self._security_module: GuestProcess | None = None
         self._guest_processes: list[tuple[str, GuestProcess]] = []
 
@@ -91,6 +113,11 @@ class GuestBackend(NetnsBackend):
         """Namespaces are needed here unless all are in a guest, and the pinned packages."""
         return unavailable() or (None if cls.moved else privilege.unavailable())
 
+    @property
+    def processors(self) -> str:
+        """See `lab.qemu.kvm`."""
+        return str(self._acceleration)
+
     # -- staying up ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -98,6 +125,13 @@ class GuestBackend(NetnsBackend):
         return {
             **super().state(),
             "enclave_cid": self.enclave_cid,
+            "tools": str(self._tools.root),
+            "image": {
+                "kernel": str(self._image.kernel),
+                "ramdisks": [str(ramdisk) for ramdisk in self._image.ramdisks],
+                "command_line": self._image.command_line,
+            },
+            "acceleration": asdict(self._acceleration),
             "machines": {node: machine.describe() for node, machine in self._machines.items()},
             "devices": {node: device.describe() for node, device in self._devices.items()},
             "guest_processes": [{"guest": guest, **process.describe()} for guest, process in self._guest_processes],
@@ -113,10 +147,13 @@ class GuestBackend(NetnsBackend):
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Take over the guests and what runs in them."""
         self.enclave_cid = state["enclave_cid"]
-        self._open_image()
+        self._tools = Tools(Path(state["tools"]))
+        image = state["image"]
+        self._image = Image(Path(image["kernel"]), tuple(map(Path, image["ramdisks"])), image["command_line"])
+        self._acceleration = Acceleration(**state["acceleration"])
         for name, description in state["machines"].items():
             node = Node(name)
-            self._place(node, self.enclave_cid if node is Node.ENCLAVE else NODE_CID)
+            self._place(node, self._guests()[node])
             self._machines[node].adopt(description)
             self._devices[node].adopt(state["devices"][name])
         self.scale = max(machine.scale for machine in self._machines.values())
@@ -149,16 +186,18 @@ class GuestBackend(NetnsBackend):
 
     @classmethod
     def prepare(cls) -> None:
-        """Fill the cache: QEMU, kernel and userland from the pinned packages."""
-        unpack_group("host", read_lock(), cache_directory())
-        build_base(cache_directory())
+        """Fill the cache: QEMU, kernel and userland from the pinned packages; and find out about KVM."""
+        tools = Tools(unpack_group("host", read_lock(), cache_directory()))
+        choose_acceleration(tools, build_base(cache_directory()).kernel)
 
     def up(self) -> None:
         """Raise the signer, the guests, the network in them and the tap."""
         for folder in ("logs", "nsm"):
             (self.directory / folder).mkdir(parents=True)
-        build_image(target=self.directory)
-        self._open_image()
+        tools, image = self._given
+        self._tools = tools or Tools(unpack_group("host", read_lock(), cache_directory()))
+        self._image = image or build_image(target=self.directory)
+        self._acceleration = choose_acceleration(self._tools, self._image.kernel)
         signer = self._start_signer()
         self._boot()
         self._raise_nodes()
@@ -168,12 +207,6 @@ class GuestBackend(NetnsBackend):
             process.wait_for_line("ready", self.deadline(20))
         self._read_signer(signer)
         self._connect_controls()
-
-    def _open_image(self) -> None:
-        """The tools and the files of `up`, which are all in their places."""
-        self._tools = Tools(unpack_group("host", read_lock(), cache_directory()))
-        base = build_base(cache_directory())
-        self._image = Image(base.kernel, (base.ramdisk, self.directory / APPLICATION_RAMDISK))
 
     def _start_signer(self) -> LocalProcess:
         """With the measurements that an enclave image of these files has."""
@@ -187,30 +220,35 @@ class GuestBackend(NetnsBackend):
 
     def _boot(self) -> None:
         """Start the guests together: they boot side by side."""
-        self._start(Node.ENCLAVE, self.enclave_cid)
-        if self.moved:
-            self._start(Node.NODE, NODE_CID)
+        for node, cid in self._guests().items():
+            self._start(node, cid)
         for machine in self._machines.values():
-            machine.wait_ready()
+            machine.wait_ready(Deadline(self.boot_deadline))
         self.scale = max(machine.scale for machine in self._machines.values())
+
+    def _guests(self) -> dict[Node, Cid]:
+        """The guests by name, with their CIDs."""
+        return {Node.ENCLAVE: self.enclave_cid, **({Node.NODE: NODE_CID} if self.moved else {})}
 
     def _place(self, node: Node, cid: Cid) -> None:
         folder = self.directory / f"vm-{node}"
-        device = VsockDevice(self._tools, cid, folder)
-        self._devices[node] = device
-        self._machines[node] = Machine(
-            MachineSpec(node, self._image, vsock=VhostUserVsock(device.vhost)), self._tools, folder
-        )
+        self._devices[node] = self._vsock_device(cid, folder)
+        self._machines[node] = Machine(self._specification(node), self._tools, folder)
+
+    def _vsock_device(self, cid: Cid, folder: Path) -> GuestVsock:
+        return VsockDevice(self._tools, cid, folder)
+
+    def _specification(self, node: Node) -> MachineSpec:
+        vsock = self._devices[node].specification
+        return MachineSpec(node, self._image, vsock=vsock, accelerator=self._acceleration.name)
 
     def _start(self, node: Node, cid: Cid) -> None:
         """Start a guest with its vsock device; the enclave's security module is reached through it."""
         self._place(node, cid)
         device = self._devices[node]
         device.start(Deadline(10))
-        if node is Node.ENCLAVE:
-            signer_port = Path(f"{device.hybrid}_{SIGNER_PORT}")
-            signer_port.unlink(missing_ok=True)
-            signer_port.symlink_to(self.directory / "nsm/enclave.sock")
+        if node is self._guest_of(Node.ENCLAVE):
+            device.serve(self.signer_port, self.directory / "nsm/enclave.sock")
         self._machines[node].start()
 
     def reboot_enclave(self, *, cid: Cid | None = None, image: Image | None = None) -> None:
@@ -221,7 +259,7 @@ class GuestBackend(NetnsBackend):
         self.enclave_cid = cid or self.enclave_cid
         self._image = image or self._image
         self._start(Node.ENCLAVE, self.enclave_cid)
-        self._machines[Node.ENCLAVE].wait_ready()
+        self._machines[Node.ENCLAVE].wait_ready(Deadline(self.boot_deadline))
 
     def _raise_nodes(self) -> None:
         here = frozenset(Node) - self.moved - {Node.ENCLAVE}
@@ -239,7 +277,7 @@ class GuestBackend(NetnsBackend):
     def _furnish_in_guest(self, node: Node) -> None:
         """An /etc and a /run of the node's own; the guest's /etc has all that it needs."""
         machine = self._machines[Node.NODE]
-        folder = f"{_GUEST_DIRECTORY}/{node}"
+        folder = f"{GUEST_DIRECTORY}/{node}"
         machine.run(["mkdir", "-p", folder]).check()
         machine.run(["cp", "-a", "/etc", f"{folder}/etc"]).check()
         machine.run(["mkdir", "-p", f"{folder}/run/netns"]).check()
@@ -248,16 +286,16 @@ class GuestBackend(NetnsBackend):
 
     def _start_tap(self) -> LocalProcess:
         routes = [TapRoute(port, self._relay_side(port), self._enclave_side(port)) for port in PORTS]
-        argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", str(self.directory / "tap.sock")]
+        argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", f"unix:{self.directory}/tap.sock"]
         return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
 
-    def _relay_side(self, port: Port) -> UnixAddress:
+    def _relay_side(self, port: Port) -> StreamAddress:
         """Where the tap listens for the Relay's dial."""
         return UnixAddress(str(self.directory / f"relay-{port}"))
 
     def _enclave_side(self, port: Port) -> StreamAddress:
         """Where the tap dials: the enclave guest's vsock port, through its device."""
-        return HybridVsockAddress(str(self._devices[Node.ENCLAVE].hybrid), port)
+        return self._devices[Node.ENCLAVE].address(port)
 
     def down(self) -> None:
         """End the guests, then everything of this machine."""
@@ -290,7 +328,15 @@ class GuestBackend(NetnsBackend):
 
     def machine_of(self, node: Node) -> Machine | None:
         """The guest that holds a node; None: this machine does."""
-        return self._machines.get(Node.NODE if node in self.moved else node)
+        return self._machines.get(self._guest_of(node))
+
+    def _guest_of(self, node: Node) -> Node:
+        """The name of the guest that holds a node, if one does."""
+        return Node.NODE if node in self.moved else node
+
+    @property
+    def _enclave_machine(self) -> Machine:
+        return self._machines[self._guest_of(Node.ENCLAVE)]
 
     def enter(self, node: Node) -> list[str]:
         """What to put in front of a command of this machine that is to run in a node."""
@@ -301,9 +347,9 @@ class GuestBackend(NetnsBackend):
         return [*shell, *self._enter_in_guest(node)]
 
     def _enter_in_guest(self, node: Node) -> list[str]:
-        if node is Node.ENCLAVE:
+        if node not in self.moved:
             return []
-        return build.enter(self.prefix, node, f"{_GUEST_DIRECTORY}/{node}")
+        return build.enter(self.prefix, node, f"{GUEST_DIRECTORY}/{node}")
 
     def translate(self, node: Node, argv: Sequence[str]) -> list[str]:
         """A command of this machine as it is written in a node."""
@@ -330,8 +376,10 @@ class GuestBackend(NetnsBackend):
             return super().spawn(node, argv, name=name, stdin=stdin)
         if stdin:
             raise LabError(f"{name} cannot have a standard input", why="it runs in a guest")
-        log = self.directory / f"logs/{name}.log"
-        process = machine.spawn([*self._enter_in_guest(node), *self.translate(node, argv)], name=name, log=log)
+        return self._spawn_in(machine, [*self._enter_in_guest(node), *self.translate(node, argv)], name=name)
+
+    def _spawn_in(self, machine: Machine, argv: Sequence[str], *, name: str) -> GuestProcess:
+        process = machine.spawn(argv, name=name, log=self.directory / f"logs/{name}.log")
         self._guest_processes.append((machine.spec.name, process))
         return process
 
@@ -370,7 +418,7 @@ class GuestBackend(NetnsBackend):
         """Start the production Relay in the pod."""
         if (machine := self.machine_of(Node.POD)) is None:
             return super().start_relay(config, timings=timings)
-        path = f"{_GUEST_DIRECTORY}/relay.toml"
+        path = f"{GUEST_DIRECTORY}/relay.toml"
         machine.channel().write_file(path, self._toml(config if config is not None else self.relay_config(), "relay"))
         if timings:
             argv = [PYTHON, "-m", "lab.relay_agent", "--config", path, "--timings", json.dumps(timings)]
@@ -391,9 +439,9 @@ class GuestBackend(NetnsBackend):
                 why=f"{sorted(timings)} of {Timings.__name__} were asked for",
                 fix="LAB=netns",
             )
-        machine = self._machines[Node.ENCLAVE]
+        machine = self._enclave_machine
         self._start_security_module()
-        path = f"{_GUEST_DIRECTORY}/enclave.toml"
+        path = f"{GUEST_DIRECTORY}/enclave.toml"
         machine.channel().write_file(
             path, self._toml(config if config is not None else self.enclave_config(), "enclave")
         )
@@ -401,17 +449,16 @@ class GuestBackend(NetnsBackend):
         return self.spawn(Node.ENCLAVE, [*argv, *self.server_argv(self.topology.application)], name="enclave")
 
     def _start_security_module(self) -> None:
-        machine = self._machines[Node.ENCLAVE]
+        machine = self._enclave_machine
         if self._security_module is not None:
             self._security_module.kill()
             self.deadline(10).poll(lambda: not self._has_security_module(), "/dev/nsm to go")
-        log = self.directory / f"logs/{SECURITY_MODULE}.log"
-        self._security_module = machine.spawn([PYTHON, "-m", "lab.cuse.nsm"], name=SECURITY_MODULE, log=log)
-        self._guest_processes.append((Node.ENCLAVE, self._security_module))
+        argv = [PYTHON, "-m", "lab.cuse.nsm", "--port", str(self.signer_port)]
+        self._security_module = self._spawn_in(machine, argv, name=SECURITY_MODULE)
         self.deadline(10).poll(self._has_security_module, "/dev/nsm")
 
     def _has_security_module(self) -> bool:
-        return self._machines[Node.ENCLAVE].run(["test", "-c", "/dev/nsm"]).exit_code == 0
+        return self._enclave_machine.run(["test", "-c", "/dev/nsm"]).exit_code == 0
 
     def _toml(self, config: Mapping[str, Any], name: str) -> bytes:
         """The file's content, with a copy on this machine for the artifacts."""
@@ -423,7 +470,7 @@ class GuestBackend(NetnsBackend):
     def entropy_log(self) -> Path:
         """The enclave's record of its entropy, fetched from the guest."""
         path = super().entropy_log
-        path.write_bytes(self._machines[Node.ENCLAVE].channel().read_file(_ENTROPY_LOG))
+        path.write_bytes(self._enclave_machine.channel().read_file(_ENTROPY_LOG))
         return path
 
     # -- watching ------------------------------------------------------------------------------------------------------
@@ -434,7 +481,7 @@ class GuestBackend(NetnsBackend):
         if (machine := self.machine_of(node)) is None:
             return super().capture(point)
         name = f"capture-{secrets.token_hex(4)}"  # never an earlier one's: both would read what the two have written
-        records = f"{_GUEST_DIRECTORY}/{name}"
+        records = f"{GUEST_DIRECTORY}/{name}"
         log = self.directory / f"logs/{name}.log"
         argv = [*self._enter_in_guest(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
         process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
@@ -466,9 +513,11 @@ class PairBackend(GuestBackend):
         """The node guest's host, where the tap answers."""
         return VsockAddress(VMADDR_CID_HOST, port)
 
-    def _relay_side(self, port: Port) -> UnixAddress:
-        hybrid = self._devices[Node.NODE].hybrid
-        return UnixAddress(f"{hybrid}_{port}")
+    def _start_tap(self) -> LocalProcess:
+        """It listens where the node guest's dials to its host are led."""
+        for port in PORTS:
+            self._devices[Node.NODE].serve(port, self.directory / f"relay-{port}")
+        return super()._start_tap()
 
 
 def in_guest(argv: Sequence[str]) -> list[str]:

@@ -40,7 +40,7 @@ class GuestCapture(PacketCapture):
         self._reader = watch.RecordReader()
         self._packets: list[CapturedPacket] = []
         self._closed = False
-        self._clock_offset, self.clock_error = machine.channel().clock_offset()
+        self.clock_offset, self.clock_error = machine.channel().clock_offset()
         process.wait_for_line(watch.READY, deadline(20))
 
     def packets(self) -> list[CapturedPacket]:
@@ -60,7 +60,7 @@ class GuestCapture(PacketCapture):
         data = self._machine.channel().read_file(self._records, self._offset)
         self._offset += len(data)
         packets = self._reader.feed(data)
-        self._packets += [replace(packet, time=packet.time + self._clock_offset) for packet in packets]
+        self._packets += [replace(packet, time=packet.time + self.clock_offset) for packet in packets]
         return ended or self._reader.marks > marks
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from lab.topology import Node
 
 class FakeBackend:
     name = "fake"
+    processors = "emulated (TCG): as asked"
     calls: list[str]
     broken_nodes: tuple[Node, ...] = ()
     processes = ("signer", "tap")
@@ -85,10 +86,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeBackend]:
     return Fresh
 
 
-def test_a_new_one_is_prepared_raised_and_provisioned(fake: type[FakeBackend]) -> None:
+def test_a_new_one_is_prepared_raised_and_provisioned(
+    fake: type[FakeBackend], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert raising.raise_up("") == PlayResult(ok=3, changed=1)
     assert fake.calls == ["prepare", "up", "detach", "play"]
     assert standing.is_standing()
+    assert "processors: emulated (TCG): as asked\n" in capsys.readouterr().err
 
 
 def test_one_that_stands_is_gone_over_again(fake: type[FakeBackend]) -> None:

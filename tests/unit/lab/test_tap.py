@@ -284,7 +284,7 @@ class Answering:
 
 @pytest.fixture
 def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TapControl]:
-    client = TapControl(tmp_path / "tap.sock", tmp_path / "vsock.pcap")
+    client = TapControl(UnixAddress(str(tmp_path / "tap.sock")), tmp_path / "vsock.pcap")
     yield client
     client.close()
 
