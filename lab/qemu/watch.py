@@ -21,7 +21,7 @@ RECORD: Final = struct.Struct(">dHbBI")
 """Time (Unix, seconds), link type, outgoing (-1 unknown), checksum pending, length."""
 
 MARK_LINKTYPE: Final = 0xFFFF
-READY: Final = "capturing"
+READY: Final = "ready"
 
 
 def pack_record(packet: CapturedPacket) -> bytes:
