@@ -11,6 +11,11 @@ LAB    ?=
 
 STAMP := $(VENV)/.installed
 
+# One worker a processor. What only has meaning together (a laboratory, a file's fixtures) stays together.
+PARALLEL := -n auto --dist loadfile
+# Boot, provisioning, egress and ingress over AF_VSOCK, with captures at each point.
+FLOWS := tests/e2e/test_egress_lifecycle.py tests/e2e/test_ingress_lifecycle.py
+
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,7 +23,7 @@ help: ## this list
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || tools/make-venv $(PYTHON) -m venv $(VENV) >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,test]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,speed,test]' >&2
 	@touch $@
 
 .PHONY: deps
@@ -29,7 +34,7 @@ deps: $(STAMP)
 demo: PACKAGES := ip nft ping
 test e2e: PACKAGES := ip nft iptables ping iperf3 wg wireguard-go ethtool sysctl
 bench: PACKAGES := ip nft ping iperf3 wg wireguard-go sysctl
-lab-up: PACKAGES := ip nft ping
+lab-up prepare: PACKAGES := ip nft ping
 
 .PHONY: demo
 demo: deps ## the whole paper in one command (ARGS=--json for one JSON object)
@@ -44,26 +49,31 @@ lint: $(STAMP) ## static checks alone
 	$(BIN)/codespell
 
 .PHONY: unit
-unit: $(STAMP)
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests/unit tests/architecture $(ARGS)
-	$(BIN)/coverage combine --quiet
-	$(BIN)/python tests/module_coverage.py
-
-.PHONY: check
-check: lint unit ## static checks, unit tests, coverage of each core module by its own test file
-
-.PHONY: test
-test: deps ## everything but the QEMU guests: unit, architecture, packaging, e2e on network namespaces, with coverage
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests/unit tests/architecture tests/packaging tests/e2e --ignore=tests/e2e/test_launch.py $(ARGS)
-	$(BIN)/coverage combine --quiet
+unit: $(STAMP) ## unit tests, with coverage of each core module by its own test file and of all of wgvsock
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PARALLEL) tests/unit tests/architecture $(ARGS)
+	@$(BIN)/coverage combine --quiet
 	$(BIN)/python tests/module_coverage.py
 	$(BIN)/coverage report --skip-covered --fail-under=90
+
+.PHONY: check
+check: lint unit ## static checks and unit tests
+
+.PHONY: test
+test: deps ## everything that is quick: unit, packaging, the behaviour suite on network namespaces, the main flows in QEMU guests
+	@tools/stage "unit and architecture tests" $(MAKE) --no-print-directory unit
+	@tools/stage "packaging tests" $(BIN)/pytest tests/packaging $(ARGS)
+	@tools/stage "behaviour suite on netns" env LAB=netns $(BIN)/pytest $(PARALLEL) tests/e2e --ignore=tests/e2e/test_launch.py $(ARGS)
+	@tools/stage "main flows on pair" env LAB=pair $(BIN)/pytest $(FLOWS) $(ARGS)
+	@tools/stage "launch by nitro-cli" env LAB=netns $(BIN)/pytest tests/e2e/test_launch.py $(ARGS)
 
 .PHONY: e2e
 e2e: deps ## the behaviour suite on one backend (LAB=netns|pair|guest|…)
 	LAB=$(or $(LAB),netns) $(BIN)/python -m pytest tests/e2e $(ARGS)
+
+.PHONY: prepare
+prepare: deps ## download and build what a backend needs, and raise nothing (LAB=name)
+	@LAB=$(LAB) $(BIN)/python -m lab prepare $(ARGS)
 
 .PHONY: lab-up lab-down
 lab-up: deps ## bring a lab up and leave it running (LAB=name forces a backend, else the best that runs here)
@@ -77,12 +87,12 @@ bench: deps ## A/B benchmarks against every peer that is installed (ARGS="--quic
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## every fuzz target for SECONDS (60) each
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[fuzz]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' >&2
 	@for target in fuzz/fuzz_*.py; do echo "== $$target"; $(BIN)/python $$target -max_total_time=$${SECONDS_EACH:-60} -rss_limit_mb=512 $(ARGS); done
 
 .PHONY: docs
 docs: $(STAMP) ## the documentation as a site, warnings are errors
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' >&2
 	$(BIN)/mkdocs build --strict --quiet
 
 .PHONY: build

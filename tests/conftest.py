@@ -1,4 +1,4 @@
-"""What every test gets: the AF_VSOCK guard, and one coverage context per test."""
+"""What every test gets: the AF_VSOCK guard, one coverage context per test, and properties without a time limit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import coverage
 import pytest
+from hypothesis import settings
 
 FORBIDDEN_EVENTS = frozenset({"socket.connect", "socket.bind", "socket.sendto"})
 
@@ -21,6 +22,10 @@ def _refuse_vsock(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(_refuse_vsock)
+
+# A busy machine is no bug: by default Hypothesis fails an example that takes longer than 200 ms.
+settings.register_profile("wgvsock", deadline=None)
+settings.load_profile("wgvsock")
 
 
 @pytest.hookimpl(wrapper=True)
