@@ -7,6 +7,7 @@ guests.
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lab.deadline import Deadline
 from lab.nsm.client import NsmControl
 from lab.tap import TapControl
 from lab.topology import Node, Point, Service, Topology
+from wgvsock.addresses import Port
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class Process(Protocol):
 
 class PacketCapture(ABC):
     """A running capture at one interface."""
+
+    point: Point
 
     @abstractmethod
     def packets(self) -> list[CapturedPacket]:
@@ -277,7 +281,19 @@ class Backend(Protocol):
         ...
 
     def processes_in(self, node: Node) -> list[int]:
-        """Identifiers of the processes that run in a machine for the laboratory."""
+        """Identifiers, in their machine, of the processes that run in a node."""
+        ...
+
+    def dial_enclave(self, port: Port) -> socket.socket:
+        """A stream to a vsock port of the enclave past the Relay and the tap, as the parent instance can open one.
+
+        Raises:
+            TransportError: Nobody listens there.
+        """
+        ...
+
+    def divert(self, port: Port, listener: Path | None) -> None:
+        """Lead the Relay's next connections to a vsock port to a Unix socket of this process; None: to the enclave."""
         ...
 
     def capture(self, point: Point) -> PacketCapture:

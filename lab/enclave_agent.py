@@ -1,9 +1,10 @@
-"""The Enclave where there is no guest and no /dev/nsm: the production supervisor with the laboratory's signer.
+"""The Enclave with what the production command has no option for: the laboratory's signer, and other WireGuard timers.
 
-``python -m lab.enclave_agent --config F --secure-module SOCKET [--entropy-log F] [--timings JSON] [-- app args…]``
+``python -m lab.enclave_agent --config F [--secure-module SOCKET] [--entropy-log F] [--timings JSON] [-- app args…]``
 
-This is the one place where a fake security module meets the production Enclave, and it is not in the wheel: the
-production command has no flag, variable or import that could do it.
+Without a socket the security module is /dev/nsm, as in production. This is the one place where a fake security module
+meets the production Enclave, and it is not in the wheel: the production command has no flag, variable or import that
+could do it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 from lab.nsm.client import UnixSecureModule
 from wgvsock.cli.output import print_error
 from wgvsock.cli.services import SignalHandlers, run_service
-from wgvsock.devices.base import SecureModule
+from wgvsock.devices.nsm import NsmDevice
 from wgvsock.enclave.application import FORWARDED_SIGNALS
 from wgvsock.enclave.config import EnclaveConfig, load
 from wgvsock.enclave.supervisor import EnclaveSupervisor
@@ -46,17 +47,17 @@ class RecordedEntropy:
 
 
 def start(
-    config: EnclaveConfig,
-    module: SecureModule,
-    command: Sequence[str],
-    timings: Timings,
-    random: Callable[[int], bytes],
+    config: EnclaveConfig, command: Sequence[str], secure_module: str | None, **options: Any
 ) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:
     """The supervisor and its signals, as ``wgvsock enclave run`` has them.
 
-    The kernel's generator is this machine's, not an enclave's: a fake module has nothing to give to it.
+    The kernel's generator is this machine's, not an enclave's, where the module is a socket of the signer's: that has
+    nothing to give to it.
     """
-    supervisor = EnclaveSupervisor(config, module, timings=timings, random=random, seed=None)
+    if secure_module is None:
+        supervisor = EnclaveSupervisor(config, NsmDevice(), **options)
+    else:
+        supervisor = EnclaveSupervisor(config, UnixSecureModule(secure_module), seed=None, **options)
     forwarded = {number: lambda number=number: supervisor.forward(number) for number in FORWARDED_SIGNALS}
     stops = {signal.SIGTERM: supervisor.stop, signal.SIGINT: supervisor.stop}
     return supervisor.run(command), {**forwarded, **stops}
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the agent until it is stopped or its application ends."""
     parser = argparse.ArgumentParser(prog="lab.enclave_agent")
     parser.add_argument("--config", required=True)
-    parser.add_argument("--secure-module", required=True, metavar="SOCKET")
+    parser.add_argument("--secure-module", metavar="SOCKET", help="default: /dev/nsm")
     parser.add_argument("--entropy-log", type=Path, default=Path(os.devnull))
     parser.add_argument("--timings", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("application", nargs="*")
@@ -74,11 +75,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(arguments.config)
         logs.configure(config.log_level)
-        module = UnixSecureModule(arguments.secure_module)
         with arguments.entropy_log.open("ab", buffering=0) as stream:
-            random = RecordedEntropy(stream)
-            timings = Timings(**arguments.timings)
-            return run_service(lambda: start(config, module, arguments.application, timings, random))
+            options = {"random": RecordedEntropy(stream), "timings": Timings(**arguments.timings)}
+            return run_service(lambda: start(config, arguments.application, arguments.secure_module, **options))
     except WgvsockError as error:
         print_error(error)
         return error.exit_code

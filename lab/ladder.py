@@ -6,6 +6,7 @@ be looked at; whoever climbs on gets the same error.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -18,6 +19,8 @@ from lab.deadline import Deadline
 from lab.errors import LabError
 from lab.observation import Observation, VsockHistory
 from lab.topology import Node
+
+_Options = tuple[Mapping[str, Any] | None, Mapping[str, float] | None]
 
 PROBE: Final = (sys.executable, "-I", "-S", str(Path(__file__).parent / "probe.py"))
 
@@ -49,18 +52,47 @@ class Ladder:
         self.relay: Process | None = None
         self.enclave: Process | None = None
         self.history = VsockHistory(backend)
+        self._options: dict[str, _Options] = {}
 
     # -- the rungs -----------------------------------------------------------------------------------------------------
 
     def start_relay(self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None) -> None:
         """Start the Relay."""
+        self._options["relay"] = (config, timings)
         self.relay = self.backend.start_relay(config, timings=timings)
 
     def start_enclave(
         self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
     ) -> None:
         """Start the Enclave."""
+        self._options["enclave"] = (config, timings)
         self.enclave = self.backend.start_enclave(config, timings=timings)
+
+    def raise_tunnel(self, timings: Mapping[str, float] | None = None) -> None:
+        """Without faults and with default configurations, until the application answers.
+
+        Services that run so already are kept.
+        """
+        self.backend.tap.resume()
+        self.backend.nsm.reset()
+        if self.runs(timings):
+            with contextlib.suppress(LabError):
+                self._wait_tunnel()
+                return
+        self.clear()
+        self.start_enclave(timings=timings)
+        self.start_relay(timings=timings)
+        self._wait_tunnel()
+
+    def runs(self, timings: Mapping[str, float] | None = None) -> bool:
+        """Whether both services run, with default configurations and these timings."""
+        processes = (self.relay, self.enclave)
+        running = all(process is not None and process.poll() is None for process in processes)
+        return running and all(options == (None, timings) for options in self._options.values())
+
+    def _wait_tunnel(self) -> None:
+        self.wait_ready()
+        self.wait_application()
 
     def wait_ready(self, deadline: Deadline | None = None) -> dict[str, Any]:
         """Wait until the Relay says that it is attested, has a session and its rules; its status.
@@ -143,17 +175,6 @@ class Ladder:
         if status is None:
             raise LabError("the Relay does not answer")
         return status
-
-    def state_of_enclave(self) -> str:
-        """The Enclave's state of provisioning.
-
-        Raises:
-            LabError: It does not answer.
-        """
-        status = self.backend.status(Node.ENCLAVE)
-        if status is None:
-            raise LabError("the Enclave does not answer")
-        return str(status["state"])
 
     def drops(self, node: Node) -> dict[str, int]:
         """The packets that the Relay (in the pod) or the Enclave has dropped so far, by reason."""

@@ -17,12 +17,13 @@ import cbor2
 
 from lab.dissect import PROVISIONING_NAMES
 from lab.tap import Kind
+from wgvsock.errors import WgvsockError
 
 Meddle = Callable[[Kind, str, bytes], "list[bytes]"]
 """Given a frame's direction, message name and payload: the raw bytes to send on, frame headers included."""
 
 _LONGEST: Final = 1 << 20
-_PATIENCE: Final = 15.0
+PATIENCE: Final = 15.0
 """Seconds without a byte after which a connection is given up; longer than every deadline of the protocol."""
 
 
@@ -38,18 +39,22 @@ def untouched(kind: Kind, name: str, payload: bytes) -> list[bytes]:
 
 
 class Meddler:
-    """Listens at one Unix socket, dials another, and passes frames through `meddle`, one connection at a time.
+    """Listens at a Unix socket, dials the Enclave, and passes frames through `meddle`, one connection at a time.
 
     Args:
-        listen: Where the Relay dials.
-        upstream: Where the Enclave listens.
+        listen: Where the Relay's dials are led.
+        dial: Connects to the Enclave.
+        patience: Seconds without a byte after which a connection is given up.
         meddle: What to do with each frame; may be replaced at any time.
     """
 
-    def __init__(self, listen: Path, upstream: Path, meddle: Meddle = untouched) -> None:
+    def __init__(
+        self, listen: Path, dial: Callable[[], socket.socket], *, patience: float = PATIENCE, meddle: Meddle = untouched
+    ) -> None:
         self.meddle = meddle
         self.seen: list[tuple[Kind, str, bytes]] = []
-        self._upstream = upstream
+        self._dial = dial
+        self._patience = patience
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(listen))
         self._listener.listen(4)
@@ -61,7 +66,7 @@ class Meddler:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(2 * _PATIENCE)
+        self._thread.join(2 * self._patience)
 
     def __enter__(self) -> Self:
         return self
@@ -75,19 +80,18 @@ class Meddler:
                 relay, _ = self._listener.accept()
             except OSError:
                 return
-            with relay, contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as enclave:
-                enclave.connect(str(self._upstream))
+            with relay, contextlib.suppress(OSError, WgvsockError), self._dial() as enclave:
                 self.join(relay, enclave)
 
     def join(self, relay: socket.socket, enclave: socket.socket) -> None:
-        """Pass frames between two connected sockets until both directions have ended."""
+        """Pass frames between two connected sockets until one of the two ends, as the tap does."""
         back = threading.Thread(target=self._pass, args=(enclave, relay, Kind.TO_RELAY), daemon=True)
         back.start()
         self._pass(relay, enclave, Kind.TO_ENCLAVE)
         back.join()
 
     def _pass(self, source: socket.socket, target: socket.socket, kind: Kind) -> None:
-        source.settimeout(_PATIENCE)
+        source.settimeout(self._patience)
         with contextlib.suppress(OSError), source.makefile("rb") as stream:
             while len(header := stream.read(4)) == 4:
                 length = struct.unpack(">I", header)[0]
@@ -97,8 +101,9 @@ class Meddler:
                 self.seen.append((kind, name, payload))
                 for part in self.meddle(kind, name, payload):
                     target.sendall(part)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def _name_of(payload: bytes) -> str:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Final
 
 from lab.deadline import Deadline
 from lab.errors import LabError
+
+_WITH_STARTER: Final = ("setpriv", "--pdeathsig", "KILL", "--")  # PR_SET_PDEATHSIG(2const), kept across exec
 
 
 class LocalProcess:
@@ -23,6 +25,10 @@ class LocalProcess:
         started: When it was started; compared, so that a number that was given to another is not mistaken.
         offset: Where its output begins in the log, in bytes.
     """
+
+    dies_with_starter: ClassVar[bool] = False
+    """Whether what is started ends with the process that started it, even if that is killed. Not where a laboratory
+    is to stay up behind its starter."""
 
     def __init__(self, name: str, log: Path, *, pid: int, started: str, offset: int = 0) -> None:
         self.name = name
@@ -54,7 +60,7 @@ class LocalProcess:
         offset = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             child = subprocess.Popen(
-                list(argv),
+                [*_WITH_STARTER, *argv] if cls.dies_with_starter else list(argv),
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ for its vsock ports; the tap sits between them and the Relay.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -28,7 +29,8 @@ from lab.nsm.client import NsmControl
 from lab.process import LocalProcess
 from lab.tap import TapControl, TapRoute
 from lab.topology import PACKET_POINTS, TOPOLOGY, Node, Point, Service, Topology
-from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT, UnixAddress
+from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT, Port, StreamAddress, UnixAddress
+from wgvsock.transports.sockets import connect_stream
 
 LAB: Final = Path(__file__).parent.parent
 _ETC: Final = (
@@ -48,6 +50,9 @@ _KEPT_CAPTURES: Final = 8
 """The newest captures, for `keep_artifacts`: two observations of all four interfaces."""
 
 _LOCAL_PARENT_CID: Final = 2  # no vsock here, so no CID is ever compared; a QEMU host's
+
+
+_DIAL_TIMEOUT: Final = 10.0  # seconds
 
 
 class NamespaceCapture(PacketCapture):
@@ -219,11 +224,15 @@ class NetnsBackend:
 
     def _start_tap(self) -> LocalProcess:
         routes = [
-            TapRoute(port, self._socket("relay-side", port), self._socket("enclave-side", port))
+            TapRoute(port, self._socket("relay-side", port), self._enclave_side(port))
             for port in (WIREGUARD_PORT, PROVISIONING_PORT)
         ]
         argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", f"unix:{self.directory}/tap.sock"]
         return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
+
+    def _enclave_side(self, port: Port) -> StreamAddress:
+        """Where the tap dials."""
+        return self._socket("enclave-side", port)
 
     def _socket(self, side: str, port: int) -> UnixAddress:
         return UnixAddress(str(self.directory / side / str(port)))
@@ -255,6 +264,24 @@ class NetnsBackend:
     def processes_in(self, node: Node) -> list[int]:
         """Identifiers of the processes that run in a node."""
         return namespaces.processes_in(build.namespace(self.prefix, node))
+
+    def dial_enclave(self, port: Port) -> socket.socket:
+        """A stream to a vsock port of the enclave, past the tap."""
+        return self._dial(self._enclave_side(port))
+
+    def _dial(self, address: StreamAddress) -> socket.socket:
+        seconds = self.deadline(_DIAL_TIMEOUT).seconds
+
+        async def dial() -> socket.socket:
+            return await connect_stream(address, deadline=asyncio.get_running_loop().time() + seconds)
+
+        sock = asyncio.run(dial())
+        sock.settimeout(seconds)
+        return sock
+
+    def divert(self, port: Port, listener: Path | None) -> None:
+        """Lead the Relay's next connections elsewhere."""
+        self.tap.reroute(port, UnixAddress(str(listener)) if listener is not None else self._enclave_side(port))
 
     def refresh_logs(self) -> None:
         """Nothing: the processes write into them."""

@@ -10,11 +10,13 @@ Channels of its own, so that nothing depends on the vsock that is being tested:
 A request is ``{"id": n, "op": …}``; every answer repeats the id:
 
 * ``run``: argv, environment, stdin (base64), terminal -> started (pid), then any number of output (stream, data), then
-  exit (code); with a terminal the command has one, fed by ``input``: pid, data -> nothing
-* ``spawn``: argv, environment, stdout, stderr (files, appended) -> started (pid)
+  exit (code); with a terminal the command has one
+* ``spawn``: argv, environment, stdin (whether it has one), stdout, stderr (files, appended) -> started (pid)
+* ``input``: pid, data, end (whether it was the last) -> done; for a terminal and for a spawned command's standard input
 * ``poll``: pid -> state (code, or null while it runs)
 * ``signal``: pid, signal, group -> done
 * ``write``: path, mode, data -> done              * ``read``: path, offset -> content (data)
+* ``ask``: path, data -> content (data): all that a Unix socket answers to it
 * ``set-clock``: time (Unix, seconds) -> done      * ``clock`` -> clock (time)
 * ``poweroff`` -> nothing: the machine goes
 
@@ -32,6 +34,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import time
 import traceback
@@ -140,6 +143,7 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._running: dict[int, Running] = {}
         self._spawned: dict[int, int | None] = {}
+        self._inputs: dict[int, int] = {}  # of spawned commands: pid -> our end of the pipe
         self._operations: dict[str, Callable[[Port, dict[str, Any]], None]] = {
             "run": self._run,
             "input": self._input,
@@ -148,6 +152,7 @@ class Agent:
             "signal": self._signal,
             "write": self._write,
             "read": self._read,
+            "ask": self._ask,
             "set-clock": self._set_clock,
             "clock": lambda port, request: port.answer(request["id"], "clock", time=time.time()),
             "poweroff": lambda _port, _request: power_off(),
@@ -232,6 +237,8 @@ class Agent:
                 self._finish(self._running.pop(pid), code)
             elif pid in self._spawned:
                 self._spawned[pid] = code
+                if pid in self._inputs:
+                    os.close(self._inputs.pop(pid))
             else:
                 self._exited(pid, code)
 
@@ -245,15 +252,27 @@ class Agent:
                 self._close(running, name)
         running.port.answer(running.request, "exit", code=code)
 
-    def _input(self, _port: Port, request: dict[str, Any]) -> None:
-        running = self._running.get(request["pid"])
+    def _input(self, port: Port, request: dict[str, Any]) -> None:
+        pid, data = request["pid"], base64.b64decode(request["data"])
+        running = self._running.get(pid)
         if running is not None and running.terminal is not None:
-            os.write(running.terminal, base64.b64decode(request["data"]))
+            os.write(running.terminal, data)
+        elif pid in self._inputs:
+            if data and os.write(self._inputs[pid], data) < len(data):
+                raise BlockingIOError("the command does not read its standard input")
+            if request.get("end"):
+                os.close(self._inputs.pop(pid))
+        port.answer(request["id"], "done")
 
     def _spawn(self, port: Port, request: dict[str, Any]) -> None:
+        stdin = subprocess.PIPE if request.get("stdin") else subprocess.DEVNULL
         with _appended(request["stdout"]) as stdout, _appended(request["stderr"]) as stderr:
-            child = _start(request, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+            child = _start(request, stdin=stdin, stdout=stdout, stderr=stderr)
         child.returncode = 0  # reaped here; keeps the object from warning when it is collected
+        if child.stdin is not None:
+            self._inputs[child.pid] = os.dup(child.stdin.fileno())
+            os.set_blocking(self._inputs[child.pid], False)
+            child.stdin.close()
         self._spawned[child.pid] = None
         port.answer(request["id"], "started", pid=child.pid)
 
@@ -279,6 +298,31 @@ class Agent:
             file.seek(request["offset"])
             data = file.read(READ_LIMIT)
         port.answer(request["id"], "content", data=base64.b64encode(data).decode())
+
+    def _ask(self, port: Port, request: dict[str, Any]) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(request["path"])
+            sock.sendall(base64.b64decode(request["data"]))
+        except OSError:
+            sock.close()
+            raise
+        answer = bytearray()
+
+        def collect() -> None:
+            try:
+                piece = sock.recv(_READ_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:  # it was reset: what has come is the answer
+                piece = b""
+            answer.extend(piece)
+            if not piece:
+                self._selector.unregister(sock)
+                sock.close()
+                port.answer(request["id"], "content", data=base64.b64encode(answer).decode())
+
+        self._selector.register(sock, selectors.EVENT_READ, collect)
 
     def _set_clock(self, port: Port, request: dict[str, Any]) -> None:
         time.clock_settime(time.CLOCK_REALTIME, request["time"])

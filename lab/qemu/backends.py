@@ -12,6 +12,7 @@ pair       namespaces of the first guest        a second guest                  
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -34,6 +35,7 @@ from lab.netns.backend import LAB, NetnsBackend
 from lab.process import LocalProcess
 from lab.qemu.capture import GuestCapture
 from lab.qemu.channel import GuestProcess
+from lab.qemu.errors import GuestError
 from lab.qemu.image import APPLICATION_ROOT, PYTHON, Image, build_base
 from lab.qemu.image import build as build_image
 from lab.qemu.kvm import Acceleration
@@ -53,7 +55,6 @@ from wgvsock.addresses import (
     UnixAddress,
     VsockAddress,
 )
-from wgvsock.wireguard import Timings
 
 ENCLAVE_CID: Final = Cid(16)
 NODE_CID: Final = Cid(3)
@@ -62,15 +63,16 @@ PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 
 GUEST_DIRECTORY: Final = "/lab"  # a node has a /run of its own
 _ENTROPY_LOG: Final = f"{GUEST_DIRECTORY}/entropy.log"
-_STATUS_SCRIPT: Final = """
-import socket, sys
-with socket.socket(socket.AF_UNIX) as sock:
-    sock.settimeout(5)
-    sock.connect(sys.argv[1])
-    sock.sendall(b"GET /status HTTP/1.0\\r\\n\\r\\n")
-    with sock.makefile("rb") as answer:
-        sys.stdout.buffer.write(answer.read().partition(b"\\r\\n\\r\\n")[2])
+_PROCESSES_SCRIPT: Final = """
+import contextlib, os
+found = []
+for name in filter(str.isdigit, os.listdir("/proc")):
+    with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline") as command:
+        if command.read(1) and int(name) != os.getpid():
+            found.append(int(name))
+print(found)
 """
+_STATUS_REQUEST: Final = b"GET /status HTTP/1.0\r\n\r\n"
 
 
 class GuestBackend(NetnsBackend):
@@ -105,6 +107,7 @@ class GuestBackend(NetnsBackend):
         self._given = (tools, image)
         self._machines: dict[Node, Machine] = {}
         self._devices: dict[Node, GuestVsock] = {}
+        self._enclave_image: Image | None = None  # in place of the laboratory's
         self._security_module: GuestProcess | None = None
         self._guest_processes: list[tuple[str, GuestProcess]] = []
 
@@ -240,7 +243,8 @@ class GuestBackend(NetnsBackend):
 
     def _specification(self, node: Node) -> MachineSpec:
         vsock = self._devices[node].specification
-        return MachineSpec(node, self._image, vsock=vsock, accelerator=self._acceleration.name)
+        image = self._enclave_image if node is Node.ENCLAVE else None
+        return MachineSpec(node, image or self._image, vsock=vsock, accelerator=self._acceleration.name)
 
     def _start(self, node: Node, cid: Cid) -> None:
         """Start a guest with its vsock device; the enclave's security module is reached through it."""
@@ -251,15 +255,35 @@ class GuestBackend(NetnsBackend):
             device.serve(self.signer_port, self.directory / "nsm/enclave.sock")
         self._machines[node].start()
 
+    @property
+    def enclave_guest(self) -> Machine:
+        """The guest that the Enclave runs in."""
+        return self._enclave_machine
+
+    @property
+    def enclave_vsock(self) -> GuestVsock:
+        """That guest's vsock device."""
+        return self._devices[self._guest_of(Node.ENCLAVE)]
+
     def reboot_enclave(self, *, cid: Cid | None = None, image: Image | None = None) -> None:
-        """Cut the enclave guest's power and boot it again, with another CID or image if wanted."""
+        """Cut the enclave guest's power and boot it again, with another CID if wanted.
+
+        Args:
+            cid: Its CID from now on.
+            image: What to boot this time in place of the laboratory's image; the signer measures it.
+        """
+        entropy = b""
+        with contextlib.suppress(GuestError):  # nothing was started in it yet
+            entropy = self.entropy_log.read_bytes()
         self._machines[Node.ENCLAVE].kill()
         self._devices[Node.ENCLAVE].stop()
         self._security_module = None
         self.enclave_cid = cid or self.enclave_cid
-        self._image = image or self._image
+        self._enclave_image = image
+        self.nsm.set_measurements(measure(from_image(image or self._image)))
         self._start(Node.ENCLAVE, self.enclave_cid)
         self._machines[Node.ENCLAVE].wait_ready(Deadline(self.boot_deadline))
+        self._machines[Node.ENCLAVE].channel().write_file(_ENTROPY_LOG, entropy)
 
     def _raise_nodes(self) -> None:
         here = frozenset(Node) - self.moved - {Node.ENCLAVE}
@@ -366,22 +390,29 @@ class GuestBackend(NetnsBackend):
         return machine.run(command, stdin=stdin, deadline=deadline or self.deadline(10))
 
     def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
-        """Start a command in a node.
-
-        Raises:
-            LabError: A command of a guest cannot be told things while it runs.
-        """
+        """Start a command in a node."""
         machine = self.machine_of(node)
         if machine is None:
             return super().spawn(node, argv, name=name, stdin=stdin)
-        if stdin:
-            raise LabError(f"{name} cannot have a standard input", why="it runs in a guest")
-        return self._spawn_in(machine, [*self._enter_in_guest(node), *self.translate(node, argv)], name=name)
+        command = [*self._enter_in_guest(node), *self.translate(node, argv)]
+        return self._spawn_in(machine, command, name=name, stdin=stdin)
 
-    def _spawn_in(self, machine: Machine, argv: Sequence[str], *, name: str) -> GuestProcess:
-        process = machine.spawn(argv, name=name, log=self.directory / f"logs/{name}.log")
+    def _spawn_in(self, machine: Machine, argv: Sequence[str], *, name: str, stdin: bool = False) -> GuestProcess:
+        process = machine.spawn(argv, name=name, log=self.directory / f"logs/{name}.log", stdin=stdin)
         self._guest_processes.append((machine.spec.name, process))
         return process
+
+    def processes_in(self, node: Node) -> list[int]:
+        """Identifiers of the processes that run in a node; in an enclave without the agent and the security module."""
+        machine = self.machine_of(node)
+        if machine is None:
+            return super().processes_in(node)
+        if node in self.moved:
+            done = machine.run(["ip", "netns", "pids", build.namespace(self.prefix, node)])
+            return [int(pid) for pid in done.check().stdout.split()]
+        done = machine.run([PYTHON, "-I", "-S", "-c", _PROCESSES_SCRIPT])
+        ours = {1, self._security_module.pid} if self._security_module is not None else {1}
+        return [pid for pid in json.loads(done.check().stdout) if pid not in ours]
 
     # -- Relay and Enclave ---------------------------------------------------------------------------------------------
 
@@ -431,21 +462,20 @@ class GuestBackend(NetnsBackend):
     ) -> LocalProcess:
         """Start the production Enclave with /dev/nsm, and its application, as after a boot.
 
-        The module's registers are what a boot leaves: the daemon behind /dev/nsm is started anew.
+        The module's registers are what a boot leaves: the daemon behind /dev/nsm is started anew. The production
+        command has no option for timings: with some, `lab.enclave_agent` takes its place.
         """
-        if timings:
-            raise LabError(
-                f"{self.name} runs the production command, whose timings are fixed",
-                why=f"{sorted(timings)} of {Timings.__name__} were asked for",
-                fix="LAB=netns",
-            )
         machine = self._enclave_machine
         self._start_security_module()
         path = f"{GUEST_DIRECTORY}/enclave.toml"
         machine.channel().write_file(
             path, self._toml(config if config is not None else self.enclave_config(), "enclave")
         )
-        argv = [PYTHON, "-m", "lab.qemu.production", _ENTROPY_LOG, "enclave", "run", "--config", path, "--"]
+        if timings:
+            argv = [PYTHON, "-m", "lab.enclave_agent", "--config", path, "--entropy-log", _ENTROPY_LOG]
+            argv += ["--timings", json.dumps(timings), "--"]
+        else:
+            argv = [PYTHON, "-m", "lab.qemu.production", _ENTROPY_LOG, "enclave", "run", "--config", path, "--"]
         return self.spawn(Node.ENCLAVE, [*argv, *self.server_argv(self.topology.application)], name="enclave")
 
     def _start_security_module(self) -> None:
@@ -492,14 +522,16 @@ class GuestBackend(NetnsBackend):
 
     def status(self, node: Node) -> dict[str, Any] | None:
         """What the Relay (in the pod) or the Enclave says of itself; None while it does not answer."""
-        if self.machine_of(node) is None:
+        if (machine := self.machine_of(node)) is None:
             return super().status(node)
         role = {Node.POD: "relay", Node.ENCLAVE: "enclave"}[node]
-        argv = [PYTHON, "-I", "-S", "-c", _STATUS_SCRIPT, f"/run/wgvsock/{role}.sock"]
-        done = self.run(node, argv)
-        if done.exit_code != 0:
+        run = f"{GUEST_DIRECTORY}/{node}/run" if node in self.moved else "/run"
+        try:
+            answer = machine.channel().ask(f"{run}/wgvsock/{role}.sock", _STATUS_REQUEST, self.deadline(5))
+        except LabError:
             return None
-        status: dict[str, Any] = json.loads(done.stdout)
+        _, _, body = answer.partition(b"\r\n\r\n")
+        status: dict[str, Any] | None = json.loads(body) if body else None
         return status
 
 

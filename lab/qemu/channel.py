@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import queue
 import random
@@ -13,13 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from lab.backend import Completed
 from lab.deadline import Deadline
-from lab.errors import LabTimeoutError
+from lab.errors import LabError, LabTimeoutError
 from lab.process import LocalProcess
 from lab.qemu.errors import GuestError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _CLOCK_SAMPLES: Final = 24
 _PATIENCE: Final = 60.0
@@ -104,6 +108,7 @@ class Channel:
         *,
         stdout: str,
         stderr: str,
+        stdin: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> int:
         """Start a command and leave it running, its output appended to files of the guest; returns its pid.
@@ -111,8 +116,17 @@ class Channel:
         Raises:
             GuestError: The guest is gone, or could not start the command.
         """
-        request = {"argv": list(argv), "stdout": stdout, "stderr": stderr, "environment": dict(environment or {})}
-        return int(self._ask(f"start {' '.join(argv)}", "spawn", **request)["pid"])
+        request = {"argv": list(argv), "stdin": stdin, "stdout": stdout, "stderr": stderr}
+        answer = self._ask(f"start {' '.join(argv)}", "spawn", environment=dict(environment or {}), **request)
+        return int(answer["pid"])
+
+    def write_input(self, pid: int, data: bytes, *, end: bool = False) -> None:
+        """Give a spawned command something to read, or the end of its standard input.
+
+        Raises:
+            GuestError: The guest is gone, or the command does not read.
+        """
+        self._ask("feed a command", "input", pid=pid, data=_encode(data), end=end)
 
     def poll(self, pid: int) -> int | None:
         """The exit code of a spawned command, negative for a signal, or None while it runs."""
@@ -141,6 +155,16 @@ class Channel:
         while piece := self._ask(f"read {path}", "read", path=path, offset=offset + len(content))["data"]:
             content += base64.b64decode(piece)
         return content
+
+    def ask(self, path: str, data: bytes, deadline: Deadline) -> bytes:
+        """All that a server at a Unix socket of the guest answers before it hangs up; no command is started for it.
+
+        Raises:
+            LabTimeoutError: It does not hang up.
+            GuestError: Nobody listens there, or the guest is gone.
+        """
+        with self._request("ask", path=path, data=_encode(data)) as answers:
+            return base64.b64decode(self._next(answers, deadline, f"answer at {path}")["data"])
 
     def set_clock(self, now: float) -> None:
         """Set the guest's wall clock, Unix time in seconds: at boot it has whole seconds only."""
@@ -241,6 +265,40 @@ class Channel:
             answers.put({"event": "error", "message": "the guest is gone"})
 
 
+class GuestInput(io.RawIOBase):
+    """The standard input of a command that was spawned in a guest.
+
+    Args:
+        channel: To the guest.
+        pid: In the guest.
+    """
+
+    def __init__(self, channel: Callable[[], Channel], pid: int) -> None:
+        super().__init__()
+        self._channel = channel
+        self._pid = pid
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        """Give the command something to read.
+
+        Raises:
+            GuestError: See `Channel.write_input`.
+        """
+        self._channel().write_input(self._pid, bytes(data))
+        return len(memoryview(data))
+
+    def close(self) -> None:
+        """End it; idempotent, and nothing where the guest is gone."""
+        if not self.closed:
+            super().close()
+            with contextlib.suppress(GuestError):
+                self._channel().write_input(self._pid, b"", end=True)
+
+
 class GuestProcess(LocalProcess):
     """A command that runs on in a guest; see `lab.backend.Process`. It outlives the connection to its guest.
 
@@ -253,15 +311,32 @@ class GuestProcess(LocalProcess):
         pid: In the guest.
         remote_log: The file in the guest.
         offset: Where its output begins in the log of this machine, in bytes.
+        stdin: Whether it was spawned with a standard input.
     """
 
     def __init__(
-        self, name: str, log: Path, channel: Callable[[], Channel], *, pid: int, remote_log: str, offset: int = 0
+        self,
+        name: str,
+        log: Path,
+        channel: Callable[[], Channel],
+        *,
+        pid: int,
+        remote_log: str,
+        offset: int = 0,
+        stdin: bool = False,
     ) -> None:
         super().__init__(name, log, pid=pid, started="", offset=offset)
         self._channel = channel
         self._remote_log = remote_log
         self._code: int | None = None
+        self._stdin = io.BufferedWriter(GuestInput(channel, pid)) if stdin else None
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """Leads to the guest; only with ``stdin=True``."""
+        if self._stdin is None:
+            raise LabError(f"{self.name} has no standard input")
+        return self._stdin
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal, or None while it runs; SIGKILL's where the guest is gone."""
@@ -283,6 +358,8 @@ class GuestProcess(LocalProcess):
             with contextlib.suppress(GuestError):  # it went with its guest
                 self._channel().signal(self.pid, signal.SIGKILL, group=True)
             self.wait(Deadline(_PATIENCE))
+        if self._stdin is not None:
+            self._stdin.close()
 
     def output(self) -> str:
         """What it has written since it was started."""

@@ -1,8 +1,10 @@
-"""The ladder: network -> Relay started -> Enclave started -> provisioned -> tunnel up; each rung a fixture.
+"""The laboratory of the behaviour suite, and how far a test finds it raised.
 
-One laboratory serves the whole session for tests that only send traffic; a module whose tests kill, stop or reconfigure
-the services takes `own_lab` and has one to itself. Whatever fails leaves logs, configurations and captures in
-artifacts/.
+One laboratory serves the whole session. `network` is machines, cables, servers, signer and tap; `tunnel` has the Relay
+and the Enclave up in it, for tests that only send traffic; a test that starts, stops or reconfigures the services takes
+`own_lab`, in which none runs. Whatever fails leaves logs, configurations and captures in artifacts/.
+
+A test that needs no laboratory would say the same on every backend: it is run with the first, `netns`, alone.
 """
 
 from __future__ import annotations
@@ -18,28 +20,36 @@ import pytest
 
 from lab.backends import backend_class
 from lab.ladder import Ladder
-from lab.topology import Node
+from lab.process import LocalProcess
 
 ARTIFACTS = Path("artifacts/e2e")
 BACKEND = os.environ.get("LAB", "netns")
 
+LABORATORIES = {"network", "lab"}
+"""The fixtures that raise the chosen backend."""
+
+NESTED = {"test_nested.py", "test_egress_lifecycle.py", "test_ingress_lifecycle.py"}
+"""All that is run where a guest is emulated in an emulated guest."""
+
 _labs: list[Ladder] = []
 
 
-def raise_network(identity: str) -> Iterator[Ladder]:
-    """A laboratory from `up` to `down`, with the proof that nothing is left of it."""
-    chosen = backend_class(BACKEND)
-    if reason := chosen.unavailable():
-        pytest.skip(f"the {BACKEND} backend cannot run here: {reason}")
-    ladder = Ladder(chosen(f"{os.getpid():x}{identity}"))
-    _labs.append(ladder)
-    try:
-        ladder.backend.up()
-        yield ladder
-    finally:
-        _labs.remove(ladder)
-        ladder.backend.down()
-    assert ladder.backend.leftovers() == []
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if BACKEND == "netns":
+        return
+    here = Path(__file__).parent
+    idle = [
+        item
+        for item in items
+        if item.path.is_relative_to(here)
+        and (
+            item.path.name not in NESTED
+            if BACKEND == "nested"
+            else LABORATORIES.isdisjoint(getattr(item, "fixturenames", ()))
+        )
+    ]
+    items[:] = [item for item in items if item not in idle]
+    config.hook.pytest_deselected(items=idle)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,44 +77,41 @@ def _root_namespace_untouched() -> Iterator[None]:
     assert ours() == before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_outlives_the_suite() -> Iterator[None]:
+    """However the suite ends: a killed one leaves no guest behind."""
+    LocalProcess.dies_with_starter = True
+    yield
+    LocalProcess.dies_with_starter = False
+
+
 @pytest.fixture(scope="session")
 def network() -> Iterator[Ladder]:
-    """Machines, cables, servers, signer and tap."""
-    yield from raise_network("")
-
-
-@pytest.fixture(scope="session")
-def relay_started(network: Ladder) -> Ladder:
-    """The Relay runs, and waits for an enclave that is not there yet."""
-    network.start_relay()
-    network.backend.deadline(20).poll(lambda: network.backend.status(Node.POD), "the Relay to answer")
-    return network
-
-
-@pytest.fixture(scope="session")
-def enclave_started(relay_started: Ladder) -> Ladder:
-    """The Enclave runs."""
-    relay_started.start_enclave()
-    return relay_started
-
-
-@pytest.fixture(scope="session")
-def tunnel(enclave_started: Ladder) -> Ladder:
-    """Attested, provisioned, with a session and rules: the Relay says that it is ready, and the application answers."""
-    enclave_started.wait_ready()
-    enclave_started.wait_application()
-    return enclave_started
+    """Machines, cables, servers, signer and tap, with the proof that nothing is left of them in the end."""
+    chosen = backend_class(BACKEND)
+    if reason := chosen.unavailable():
+        pytest.skip(f"the {BACKEND} backend cannot run here: {reason}")
+    ladder = Ladder(chosen(f"{os.getpid():x}"))
+    _labs.append(ladder)
+    try:
+        ladder.backend.up()
+        yield ladder
+    finally:
+        _labs.remove(ladder)
+        ladder.backend.down()
+    assert ladder.backend.leftovers() == []
 
 
 @pytest.fixture(scope="module")
-def own_network(request: pytest.FixtureRequest) -> Iterator[Ladder]:
-    """A laboratory of this module's own, with nothing started in it."""
-    yield from raise_network(f"{len(_labs)}")
+def tunnel(network: Ladder) -> Ladder:
+    """Attested, provisioned, with a session and rules: the Relay says that it is ready, and the application answers."""
+    network.raise_tunnel()
+    return network
 
 
 @pytest.fixture
-def own_lab(own_network: Ladder) -> Iterator[Ladder]:
-    """The module's laboratory for one test, nothing started in it; what the test starts is stopped behind it."""
-    own_network.clear()
-    yield own_network
-    own_network.clear()
+def own_lab(network: Ladder) -> Iterator[Ladder]:
+    """Nothing runs in the laboratory; what the test starts is stopped behind it."""
+    network.clear()
+    yield network
+    network.clear()

@@ -30,15 +30,14 @@ NIC_OFFLOADS = ("tso", "gso", "gro", "tx")
 
 
 @pytest.fixture(scope="module")
-def bulk_tunnel(own_network: Ladder) -> Iterator[Ladder]:
-    """A tunnel whose vsock point records nothing: a bulk transfer is not for the disk."""
-    own_network.backend.tap.record(on=False)
-    own_network.start_enclave()
-    own_network.start_relay()
-    own_network.wait_ready()
-    own_network.wait_application()
-    yield own_network
-    own_network.clear()
+def bulk_tunnel(network: Ladder) -> Iterator[Ladder]:
+    """A new tunnel whose vsock point records nothing: a bulk transfer is not for the disk."""
+    network.clear()
+    network.backend.tap.record(on=False)
+    network.raise_tunnel()
+    yield network
+    network.clear()
+    network.backend.tap.record(on=True)
 
 
 @pytest.fixture

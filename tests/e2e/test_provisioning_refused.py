@@ -1,6 +1,7 @@
 """Every way in which an enclave must not become a peer.
 
-After each: no peer and no rule at the Relay, a clear error on both sides, and a correct attempt afterwards works.
+After each: no peer and no rule at the Relay, and a clear error on both sides. What is left is the same after all of
+them, an enclave that is nobody's and a Relay that tries again; that a correct attempt then works is shown once a kind.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from lab.backend import Process
 from lab.ladder import Ladder
-from lab.meddler import Meddle, Meddler, frame
+from lab.meddler import PATIENCE, Meddle, Meddler, frame
 from lab.nsm.client import UnixSecureModule
 from lab.tap import Kind
 from lab.topology import Node
@@ -112,23 +114,64 @@ WRONG_POLICIES = [
 ]
 
 
-def nothing_came_of_it(lab: Ladder) -> None:
-    """No peer, no rule, not ready; and the enclave did not keep its configuration."""
-    status = lab.backend.status(Node.POD)
-    assert status is not None
-    assert not status["ready"]
-    assert status["wireguard"]["peers"] == []
-    rules = lab.nat_rules()
-    assert "masquerade" not in rules
-    assert "dnat" not in rules
+class Attempt:
+    """What both services say from now on, or from their start on, of an attempt to make the enclave a peer."""
+
+    def __init__(self, lab: Ladder, *, since_start: bool = False) -> None:
+        self._lab = lab
+        self._before = {process.name: 0 if since_start else len(process.output()) for process in self._processes()}
+
+    def _processes(self) -> list[Process]:
+        assert self._lab.relay is not None
+        assert self._lab.enclave is not None
+        return [self._lab.relay, self._lab.enclave]
+
+    def was_refused(self, relay: str, enclave: str | None) -> None:
+        """For these reasons, and nothing came of it: no peer, no rule, not ready."""
+        for process, reason in zip(self._processes(), (relay, enclave), strict=True):
+            if reason is not None:
+                self._lab.backend.deadline(10).poll(
+                    lambda process=process, reason=reason: self._said(process, reason),  # type: ignore[misc]
+                    f"{process.name} to say {reason!r}",
+                )
+        status = self._lab.relay_status()
+        assert not status["ready"]
+        assert status["wireguard"]["peers"] == []
+        rules = self._lab.nat_rules()
+        assert "masquerade" not in rules
+        assert "dnat" not in rules
+
+    def _said(self, process: Process, reason: str) -> bool:
+        assert process.poll() is None, process.output()
+        return reason in process.output()[self._before[process.name] :]
 
 
-def logged(lab: Ladder, relay: str, enclave: str | None) -> None:
-    assert lab.relay is not None
-    assert lab.enclave is not None
-    lab.relay.wait_for_line(relay, lab.backend.deadline(10))
-    if enclave is not None:
-        lab.enclave.wait_for_line(enclave, lab.backend.deadline(10))
+def is_unprovisioned(lab: Ladder) -> bool:
+    """Whether an Enclave runs that is nobody's peer."""
+    return (lab.backend.status(Node.ENCLAVE) or {}).get("state") == "unprovisioned"
+
+
+def succeeds(lab: Ladder) -> None:
+    """A correct attempt does: at once, without waiting for the Relay's back-off."""
+    lab.attest_again()
+    lab.wait_ready()
+    lab.probe(Node.ENCLAVE, "udp", lab.topology.external4, "7")
+
+
+@pytest.fixture
+def nobodys(network: Ladder) -> Iterator[Ladder]:
+    """Both services run, and the enclave is nobody's peer: whatever it attests to has a broken signature."""
+    network.backend.nsm.set_faults(corrupt_signature=True)
+    if not (network.runs() and is_unprovisioned(network)):
+        network.clear()
+        network.backend.nsm.set_faults(corrupt_signature=True)
+        network.start_enclave()
+        network.start_relay()
+        deadline = network.backend.deadline(20)
+        for node in (Node.POD, Node.ENCLAVE):
+            deadline.poll(lambda node=node: network.backend.status(node), f"the service in {node} to answer")  # type: ignore[misc]
+    yield network
+    network.backend.nsm.set_faults(corrupt_signature=True)
 
 
 def name_of(refusal: Refusal) -> str:
@@ -136,77 +179,79 @@ def name_of(refusal: Refusal) -> str:
 
 
 @pytest.mark.parametrize("refusal", WRONG_DOCUMENTS, ids=name_of)
-def test_wrong_document(own_lab: Ladder, refusal: Refusal) -> None:
-    own_lab.backend.nsm.set_faults(**refusal.knobs)
-    own_lab.start_enclave()
-    own_lab.start_relay()
-    logged(own_lab, f"check {refusal.check}:", refusal.enclave_says)
-    nothing_came_of_it(own_lab)
-    assert own_lab.state_of_enclave() == "unprovisioned"
+def test_wrong_document(nobodys: Ladder, refusal: Refusal) -> None:
+    attempt = Attempt(nobodys)
+    nobodys.backend.nsm.set_faults(**refusal.knobs)
+    nobodys.attest_again()
+    attempt.was_refused(f"check {refusal.check}:", refusal.enclave_says)
+    assert is_unprovisioned(nobodys)
 
-    own_lab.backend.nsm.reset()
-    own_lab.attest_again()
-    own_lab.wait_ready()
-    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
+
+def test_a_right_document_after_wrong_ones(nobodys: Ladder) -> None:
+    nobodys.backend.nsm.reset()
+    succeeds(nobodys)
 
 
 @pytest.mark.parametrize(
     "knobs", [{"debug": True}, {"pcrs": {0: b"\x77" * 48}}, {"wrong_root": True}], ids=lambda knobs: next(iter(knobs))
 )
-def test_wrong_document_later_ends_what_was_right_before(own_lab: Ladder, knobs: dict[str, Any]) -> None:
-    own_lab.start_enclave()
-    own_lab.start_relay()
-    own_lab.wait_ready()
-    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
-    own_lab.backend.nsm.set_faults(**knobs)
-    own_lab.attest_again()
-    logged(own_lab, "the attestation document was rejected", None)
-    nothing_came_of_it(own_lab)
-    assert not own_lab.try_probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7", "--timeout", "0.3")["ok"]
+def test_wrong_document_later_ends_what_was_right_before(own_tunnel: Ladder, knobs: dict[str, Any]) -> None:
+    own_tunnel.probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7")
+    attempt = Attempt(own_tunnel)
+    own_tunnel.backend.nsm.set_faults(**knobs)
+    own_tunnel.attest_again()
+    attempt.was_refused("the attestation document was rejected", None)
+    assert not own_tunnel.try_probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7", "--timeout", "0.3")["ok"]
 
-    own_lab.backend.nsm.reset()
-    own_lab.attest_again()
-    own_lab.wait_ready()
-    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
-
-
-@pytest.mark.parametrize("refusal", WRONG_POLICIES, ids=name_of)
-def test_enclave_that_the_policy_does_not_allow(own_lab: Ladder, refusal: Refusal) -> None:
-    config = own_lab.backend.relay_config()
-    refusal.change(config)
-    own_lab.start_enclave()
-    own_lab.start_relay(config)
-    logged(own_lab, f"check {refusal.check}:", refusal.enclave_says)
-    nothing_came_of_it(own_lab)
-
-    own_lab.restart_relay()
-    own_lab.wait_ready()
-    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
+    own_tunnel.backend.nsm.reset()
+    succeeds(own_tunnel)
 
 
 @pytest.fixture
-def meddled(own_lab: Ladder) -> Iterator[tuple[Ladder, Meddler, Config]]:
-    """A laboratory whose provisioning goes through a man in the middle."""
-    listen = own_lab.backend.directory / "relay-side/meddler"
-    upstream = own_lab.backend.directory / f"enclave-side/{PROVISIONING_PORT}"
-    config = own_lab.backend.relay_config()
-    config["enclave"]["provisioning_address"] = f"unix:{listen}"
-    with Meddler(listen, upstream) as meddler:
-        yield own_lab, meddler, config
-    listen.unlink()
+def own_tunnel(network: Ladder) -> Ladder:
+    """A tunnel that the test may break."""
+    network.raise_tunnel()
+    return network
 
 
-def refuse_with(meddled: tuple[Ladder, Meddler, Config], meddle: Meddle, relay: str, enclave: str | None) -> None:
-    lab, meddler, config = meddled
-    honest, meddler.meddle = meddler.meddle, meddle
-    lab.start_enclave()
-    lab.start_relay(config)
-    logged(lab, relay, enclave)
-    nothing_came_of_it(lab)
-    meddler.meddle = honest
+@pytest.mark.parametrize("refusal", WRONG_POLICIES, ids=name_of)
+def test_enclave_that_the_policy_does_not_allow(nobodys: Ladder, refusal: Refusal) -> None:
+    config = nobodys.backend.relay_config()
+    refusal.change(config)
+    nobodys.restart_relay(config)
+    attempt = Attempt(nobodys)
+    nobodys.backend.nsm.reset()
+    nobodys.attest_again()
+    attempt.was_refused(f"check {refusal.check}:", refusal.enclave_says)
+
+    nobodys.restart_relay()
+    nobodys.wait_ready()
+    nobodys.probe(Node.ENCLAVE, "udp", nobodys.topology.external4, "7")
+
+
+@pytest.fixture
+def meddled(nobodys: Ladder) -> Iterator[tuple[Ladder, Meddler]]:
+    """The same with a man in the middle of the provisioning port, and an enclave that could attest."""
+    backend = nobodys.backend
+    listener = backend.directory / "meddler"
+    patience = backend.deadline(PATIENCE).seconds
+    with Meddler(listener, lambda: backend.dial_enclave(PROVISIONING_PORT), patience=patience) as meddler:
+        backend.divert(PROVISIONING_PORT, listener)
+        backend.tap.drop()  # an exchange that is under way past him
+        yield nobodys, meddler
+        backend.nsm.set_faults(corrupt_signature=True)
+        backend.divert(PROVISIONING_PORT, None)
+        backend.tap.drop()
+    listener.unlink()
+
+
+def refuse_with(meddled: tuple[Ladder, Meddler], meddle: Meddle, relay: str, enclave: str | None) -> None:
+    lab, meddler = meddled
+    meddler.meddle = meddle
+    lab.backend.nsm.reset()
+    attempt = Attempt(lab)
     lab.attest_again()
-    lab.wait_ready()
-    lab.probe(Node.ENCLAVE, "udp", lab.topology.external4, "7")
+    attempt.was_refused(relay, enclave)
 
 
 def changed(payload: bytes, **fields: Any) -> list[bytes]:
@@ -215,7 +260,7 @@ def changed(payload: bytes, **fields: Any) -> list[bytes]:
     return [frame(cbor2.dumps(message))]
 
 
-def test_relays_key_swapped_on_the_way(meddled: tuple[Ladder, Meddler, Config]) -> None:
+def test_relays_key_swapped_on_the_way(meddled: tuple[Ladder, Meddler]) -> None:
     """The enclave would make the attacker its peer; the Relay's signature does not cover that request."""
 
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
@@ -224,7 +269,7 @@ def test_relays_key_swapped_on_the_way(meddled: tuple[Ladder, Meddler, Config]) 
     refuse_with(meddled, meddle, AuthFailedError.summary, AuthFailedError.summary)
 
 
-def test_relays_key_swapped_and_signed_again(meddled: tuple[Ladder, Meddler, Config]) -> None:
+def test_relays_key_swapped_and_signed_again(meddled: tuple[Ladder, Meddler]) -> None:
     """The attacker signs with a key of its own: the enclave agrees, and attests to another transcript."""
     hellos: list[bytes] = []
 
@@ -249,21 +294,26 @@ def signed_by_the_attacker(hello: bytes, request: bytes) -> bytes:
     return cbor2.dumps(message, canonical=True)
 
 
-def test_capabilities_downgraded_on_the_way(meddled: tuple[Ladder, Meddler, Config]) -> None:
+def test_capabilities_downgraded_on_the_way(meddled: tuple[Ladder, Meddler]) -> None:
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return changed(payload, k5=["framing/native", "profile/plain"]) if name == "HELLO" else [frame(payload)]
 
     refuse_with(meddled, meddle, AuthFailedError.summary, AuthFailedError.summary)
 
 
-def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler, Config]) -> None:
+def test_an_honest_man_in_the_middle_sees_a_provisioning_succeed(meddled: tuple[Ladder, Meddler]) -> None:
+    lab, meddler = meddled
+    lab.backend.nsm.reset()
+    succeeds(lab)
+    assert [name for _, name, _ in meddler.seen][-4:] == ["HELLO", "REQUEST", "RESPONSE", "RESULT"]
+
+
+def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler]) -> None:
     """A whole genuine RESPONSE, recorded from a good exchange, answers the next one."""
-    lab, meddler, config = meddled
-    lab.start_enclave()
-    lab.start_relay(config)
-    lab.wait_ready()
-    recorded = next(payload for _, name, payload in meddler.seen if name == "RESPONSE")
-    lab.clear()
+    lab, meddler = meddled
+    lab.backend.nsm.reset()
+    succeeds(lab)
+    recorded = next(payload for _, name, payload in reversed(meddler.seen) if name == "RESPONSE")
 
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return [frame(recorded if name == "RESPONSE" else payload)]
@@ -271,9 +321,9 @@ def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler, C
     refuse_with(meddled, meddle, "check nonce.mismatch", AttestationRejectedError.summary)
 
 
-def test_other_codes_document(meddled: tuple[Ladder, Meddler, Config]) -> None:
+def test_other_codes_document(meddled: tuple[Ladder, Meddler]) -> None:
     """The attacker runs an enclave of its own, genuine but with other code, and has it attest to this very exchange."""
-    lab, _, _ = meddled
+    lab, _ = meddled
     path = lab.backend.directory / "nsm/attacker.sock"
     lab.backend.nsm.create("attacker", str(path), measurements={number: os.urandom(48) for number in range(3)})
     seen: dict[str, bytes] = {}
@@ -306,7 +356,7 @@ def test_other_codes_document(meddled: tuple[Ladder, Meddler, Config]) -> None:
     ],
     ids=["huge", "one-byte-too-long", "garbage", "field-missing", "other-version"],
 )
-def test_bad_frame_to_the_relay(meddled: tuple[Ladder, Meddler, Config], answer: bytes, relay: str) -> None:
+def test_bad_frame_to_the_relay(meddled: tuple[Ladder, Meddler], answer: bytes, relay: str) -> None:
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return [answer if name == "RESPONSE" else frame(payload)]
 
@@ -317,11 +367,19 @@ def test_module_that_refuses(own_lab: Ladder) -> None:
     own_lab.backend.nsm.set_faults(error="InternalError")
     own_lab.start_enclave()
     own_lab.start_relay()
-    logged(own_lab, SecureModuleError.summary, SecureModuleError.summary)
-    nothing_came_of_it(own_lab)
+    Attempt(own_lab, since_start=True).was_refused(SecureModuleError.summary, SecureModuleError.summary)
     own_lab.backend.nsm.reset()
-    own_lab.attest_again()
-    own_lab.wait_ready()
+    succeeds(own_lab)
+
+
+@pytest.fixture
+def unclaimed(network: Ladder) -> Ladder:
+    """An enclave that waits for a Relay, and no Relay."""
+    if network.relay is not None or not is_unprovisioned(network):
+        network.clear()
+        network.start_enclave()
+        network.backend.deadline(20).poll(lambda: network.backend.status(Node.ENCLAVE), "the Enclave to answer")
+    return network
 
 
 @pytest.mark.parametrize(
@@ -336,34 +394,20 @@ def test_module_that_refuses(own_lab: Ladder) -> None:
     ],
     ids=["huge", "one-byte-too-long", "empty", "garbage", "fields-missing", "other-version"],
 )
-def test_bad_frame_to_the_enclave(own_lab: Ladder, attack: bytes, code: int) -> None:
-    own_lab.start_enclave()
-    with connect(own_lab) as sock, sock.makefile("rb") as stream:
+def test_bad_frame_to_the_enclave(unclaimed: Ladder, attack: bytes, code: int) -> None:
+    with unclaimed.backend.dial_enclave(PROVISIONING_PORT) as sock, sock.makefile("rb") as stream:
         hello = receive(stream)
         assert hello[2] == 0
         sock.sendall(attack)
         error = receive(stream)
         assert (error[2], error[3]) == (255, code)
         assert stream.read() == b""  # and the connection is over
-    assert own_lab.state_of_enclave() == "unprovisioned"
-    own_lab.start_relay()
-    own_lab.wait_ready()
+    assert is_unprovisioned(unclaimed)
 
 
-def connect(lab: Ladder) -> socket.socket:
-    path = str(lab.backend.directory / f"enclave-side/{PROVISIONING_PORT}")
-
-    def attempt() -> socket.socket | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(10)
-        try:
-            sock.connect(path)
-        except OSError:
-            sock.close()
-            return None
-        return sock
-
-    return lab.backend.deadline(10).poll(attempt, "the Enclave to listen")
+def test_a_relay_after_bad_frames(unclaimed: Ladder) -> None:
+    unclaimed.start_relay()
+    unclaimed.wait_ready()
 
 
 def receive(stream: Any) -> dict[int, Any]:
@@ -372,19 +416,13 @@ def receive(stream: Any) -> dict[int, Any]:
     return message
 
 
-def test_somebody_else_cannot_take_over(own_lab: Ladder) -> None:
+def test_somebody_else_cannot_take_over(own_tunnel: Ladder) -> None:
     """The enclave is ACTIVE: a stranger who speaks the protocol perfectly, but is not its relay, is turned away."""
-    own_lab.start_enclave()
-    own_lab.start_relay()
-    own_lab.wait_ready()
-    own_lab.wait_application()
-    with connect(own_lab) as sock:
-        failure = provision_as_a_stranger(own_lab, sock)
+    with own_tunnel.backend.dial_enclave(PROVISIONING_PORT) as sock:
+        failure = provision_as_a_stranger(own_tunnel, sock)
     assert isinstance(failure.error, AlreadyProvisionedError)
-    own_lab.probe(Node.ENCLAVE, "udp", own_lab.topology.external4, "7")
-    status = own_lab.backend.status(Node.POD)
-    assert status is not None
-    assert status["ready"]
+    own_tunnel.probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7")
+    assert own_tunnel.relay_status()["ready"]
 
 
 def provision_as_a_stranger(lab: Ladder, sock: socket.socket) -> ProvisioningFailed:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,22 @@ def test_a_number_that_was_given_to_another_process_is_not_mistaken(
     stranger.kill()
     stranger.signal(signal.SIGKILL)
     assert original.poll() is None
+
+
+def test_a_process_can_end_with_the_one_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from lab.process import LocalProcess\n"
+        "LocalProcess.dies_with_starter = True\n"
+        "process = LocalProcess.start('sleeper', ['sleep', '60'], log=Path(sys.argv[1]))\n"
+        "print(process.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path / "log")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        sleeper = Path(f"/proc/{int(starter.stdout.readline())}")
+        assert sleeper.exists()
+        starter.kill()
+    Deadline(20).poll(lambda: not sleeper.exists() or b" Z " in (sleeper / "stat").read_bytes(), "the sleeper to end")

@@ -7,19 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.deadline import Deadline
-from lab.errors import LabTimeoutError
+from lab.errors import LabError, LabTimeoutError
 from lab.qemu import agent
 from lab.qemu.channel import Channel, GuestProcess
 from lab.qemu.errors import GuestError
 
 SERVE = """
 import sys
+import threading
 sys.path.insert(0, sys.argv[2])
 from lab.qemu.agent import Agent, Port
 import os
@@ -140,6 +142,34 @@ def test_standard_output_can_go_to_a_file_of_its_own(channel: Channel, tmp_path:
     assert channel.read_file(f"{tmp_path}/errors") == b"log\n"
 
 
+def test_a_spawned_command_can_have_a_standard_input(channel: Channel, tmp_path: Path) -> None:
+    log = str(tmp_path / "remote")
+    pid = channel.spawn(["sh", "-c", "cat; echo end"], stdin=True, stdout=log, stderr=log)
+    process = GuestProcess("cat", tmp_path / "log", lambda: channel, pid=pid, remote_log=log, stdin=True)
+    process.stdin.write(b"one\n")
+    process.stdin.flush()
+    process.wait_for_line("one", Deadline(20))
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(Deadline(20)) == 0
+    assert process.output() == "one\nend\n"
+    process.kill()
+
+
+def test_a_command_that_does_not_read_is_an_error(channel: Channel, tmp_path: Path) -> None:
+    pid = channel.spawn(["sleep", "60"], stdin=True, stdout=f"{tmp_path}/log", stderr=f"{tmp_path}/log")
+    with pytest.raises(GuestError, match="feed a command"):
+        channel.write_input(pid, bytes(1 << 20))
+    channel.signal(pid, signal.SIGKILL)
+
+
+def test_without_asking_for_it_there_is_no_standard_input(channel: Channel, tmp_path: Path) -> None:
+    process = spawn(channel, tmp_path, "cat")
+    with pytest.raises(LabError, match="no standard input"):
+        process.stdin.write(b"")
+    assert process.wait(Deadline(20)) == 0
+
+
 def test_a_terminal_echoes_and_ends(channel: Channel) -> None:
     shown: list[bytes] = []
 
@@ -198,3 +228,39 @@ def test_what_an_earlier_host_left_half_written_is_passed_over() -> None:
 
 def test_calibration_takes_time() -> None:
     assert agent.calibrate() > 0
+
+
+def test_a_server_in_the_guest_is_asked_without_a_command(channel: Channel, tmp_path: Path) -> None:
+    path = str(tmp_path / "server.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(100))
+                for _ in range(3):
+                    connection.sendall(b"answer" * 20_000)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        assert channel.ask(path, b"question", Deadline(20)) == b"answer" * 60_000
+        server.join()
+    assert asked == [b"question"]
+
+
+def test_a_server_that_is_not_there(channel: Channel, tmp_path: Path) -> None:
+    with pytest.raises(GuestError, match="could not answer at"):
+        channel.ask(str(tmp_path / "nobody"), b"question", Deadline(20))
+
+
+def test_a_server_that_says_nothing(channel: Channel, tmp_path: Path) -> None:
+    path = str(tmp_path / "server.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pytest.raises(LabTimeoutError):
+            channel.ask(path, b"question", Deadline(0.05))
+    assert run(channel, "echo on") == (0, b"on\n", b"")
