@@ -73,6 +73,7 @@ class MachineSpec:
         memory_mib: The image alone needs about 200.
         cpus: Virtual processors.
         accelerator: ``tcg`` or ``kvm``.
+        huge_pages: Its memory is of pages of 2 MiB, which its host has reserved (/proc/sys/vm/nr_hugepages).
         extra: Further options of QEMU's, such as ports that another guest's channels lead through.
     """
 
@@ -82,6 +83,7 @@ class MachineSpec:
     memory_mib: int = 384
     cpus: int = 1
     accelerator: str = "tcg"
+    huge_pages: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -132,6 +134,9 @@ def hardware_arguments(spec: MachineSpec, initrd: Path) -> list[str]:
         else ["-accel", "kvm", "-cpu", "host"]
     )
     size = f"{spec.memory_mib}M"
+    memory = (
+        f"memory-backend-memfd,id=mem0,size={size},share=on{',hugetlb=on,hugetlbsize=2M' if spec.huge_pages else ''}"
+    )
     devices: list[str] = []
     match spec.vsock:
         case VhostUserVsock(path):
@@ -142,7 +147,7 @@ def hardware_arguments(spec: MachineSpec, initrd: Path) -> list[str]:
             pass
     return [
         *acceleration,
-        *("-M", "q35,memory-backend=mem0", "-object", f"memory-backend-memfd,id=mem0,size={size},share=on"),
+        *("-M", "q35,memory-backend=mem0", "-object", memory),
         *("-m", size, "-smp", str(spec.cpus), "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"),
         *("-device", "virtio-serial-pci"),
         *("-kernel", str(spec.image.kernel), "-initrd", str(initrd), "-append", spec.image.command_line),
