@@ -9,10 +9,12 @@ from lab.errors import LabError, LabUnavailableError
 from lab.netns.backend import NetnsBackend
 from lab.qemu.backends import GuestBackend, PairBackend
 from lab.qemu.loopback import LoopbackBackend
+from lab.qemu.nested import NestedBackend
 from lab.qemu.vhost import VhostBackend
 
 BACKENDS: Final[dict[str, type[Backend]]] = {
-    backend.name: backend for backend in (VhostBackend, PairBackend, GuestBackend, LoopbackBackend, NetnsBackend)
+    backend.name: backend
+    for backend in (VhostBackend, PairBackend, GuestBackend, LoopbackBackend, NestedBackend, NetnsBackend)
 }
 """By name."""
 

@@ -1,0 +1,99 @@
+"""The vsock point of `nested`: what the outer guest's kernel shows of its AF_VSOCK at a monitor interface.
+
+No process stands between the Relay and the Enclave there. The kernel's vsockmon device (linux/vsockmon.h) gives a copy
+of every vsock packet with a header of its own, as a network interface would; a capture at it is turned into the
+recording that the tap of other backends writes, so that everything that reads one reads the other.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final
+
+from lab.backend import PacketCapture
+from lab.capture import LINKTYPE_USER0, CapturedPacket, write_pcap_header, write_pcap_record
+from lab.errors import LabError
+from lab.tap import PSEUDO_HEADER, Kind, TapControl
+from wgvsock.addresses import Cid, UnixAddress
+
+INTERFACE: Final = "vsockmon0"
+
+_HEADER: Final = struct.Struct("<QQIIHHH2x")  # af_vsockmon_hdr: CIDs, ports, operation, transport, its header's length
+
+
+class Operation(IntEnum):
+    """What a vsock packet is about (``AF_VSOCK_OP_…``)."""
+
+    CONNECT = 1
+    DISCONNECT = 2
+    CONTROL = 3
+    PAYLOAD = 4
+
+
+class VsockMonitor(TapControl):
+    """The tap's reading half, made of a capture at the monitor interface; it cannot break anything.
+
+    Args:
+        capture: At `INTERFACE`, from before the first connection on.
+        recording: Written here, as the tap writes its own.
+        enclave: Only what goes to and comes from this CID is of interest.
+        ports: The Enclave's: only what is dialled there is of interest.
+    """
+
+    def __init__(self, capture: PacketCapture, recording: Path, enclave: Cid, ports: Iterable[int]) -> None:
+        super().__init__(UnixAddress(str(recording)), recording)
+        self._capture = capture
+        self._enclave = enclave
+        self._ports = frozenset(ports)
+        self._seen = 0
+        self._connections: dict[tuple[int, int], int] = {}
+        with recording.open("wb") as stream:
+            write_pcap_header(stream, LINKTYPE_USER0)
+
+    def refresh(self) -> None:
+        """Append what has passed since the last time."""
+        packets = self._capture.packets()
+        new, self._seen = packets[self._seen :], len(packets)
+        with self.recording.open("ab") as stream:
+            for packet in new:
+                if (record := self._record(packet)) is not None:
+                    write_pcap_record(stream, packet.time, record)
+
+    def follow(self, enclave: Cid) -> None:
+        """The enclave has another CID from now on."""
+        self.refresh()
+        self._enclave = enclave
+
+    def _record(self, packet: CapturedPacket) -> bytes | None:
+        """The tap's record of a packet; None for what the tap would not see either, such as the stream's credit."""
+        source, target, source_port, target_port, operation, _, header = _HEADER.unpack_from(packet.data)
+        if (target, target_port in self._ports) == (self._enclave, True):
+            kind, port, peer = Kind.TO_ENCLAVE, target_port, source_port
+        elif (source, source_port in self._ports) == (self._enclave, True):
+            kind, port, peer = Kind.TO_RELAY, source_port, target_port
+        else:
+            return None
+        if operation == Operation.CONNECT and kind is Kind.TO_ENCLAVE:
+            self._connections[port, peer] = max(self._connections.values(), default=0) + 1
+            return PSEUDO_HEADER.pack(self._connections[port, peer], port, Kind.OPENED)
+        if (number := self._connections.get((port, peer))) is None:
+            return None
+        match operation:
+            case Operation.PAYLOAD:
+                return PSEUDO_HEADER.pack(number, port, kind) + packet.data[_HEADER.size + header :]
+            case Operation.DISCONNECT if kind is Kind.TO_ENCLAVE:
+                return PSEUDO_HEADER.pack(number, port, Kind.CLOSED)
+            case _:
+                return None
+
+    def _ask(self, **request: object) -> dict[str, Any]:
+        if request["verb"] == "resume":
+            return {}  # there is nothing to end
+        raise LabError(
+            f"the vsock point cannot {request['verb']}",
+            why="nothing stands between the Relay and the Enclave here but the kernel",
+            fix="LAB=pair has a tap",
+        )

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from lab.backend import PacketCapture
+from lab.capture import LINKTYPE_RAW, CapturedPacket
+from lab.errors import LabError
+from lab.qemu.nested_monitor import Operation, VsockMonitor
+from lab.tap import Chunk, Kind
+from lab.topology import Point
+from wgvsock.addresses import Cid
+
+ENCLAVE, HOST = 16, 2
+PORTS = (51820, 51821)
+
+
+class Packets(PacketCapture):
+    point = Point.VSOCK
+
+    def __init__(self) -> None:
+        self.seen: list[CapturedPacket] = []
+
+    def packets(self) -> list[CapturedPacket]:
+        return self.seen
+
+    def close(self) -> None:
+        pass
+
+    def pass_by(
+        self, when: float, source: tuple[int, int], target: tuple[int, int], operation: Operation, data: bytes = b""
+    ) -> None:
+        transport = bytes(44)
+        header = struct.pack("<QQIIHHH2x", source[0], target[0], source[1], target[1], operation, 2, len(transport))
+        self.seen.append(
+            CapturedPacket(when, LINKTYPE_RAW, None, checksum_pending=False, data=header + transport + data)
+        )
+
+
+@pytest.fixture
+def packets() -> Packets:
+    return Packets()
+
+
+@pytest.fixture
+def monitor(packets: Packets, tmp_path: Path) -> VsockMonitor:
+    return VsockMonitor(packets, tmp_path / "vsock.pcap", Cid(ENCLAVE), PORTS)
+
+
+def test_a_connection_becomes_the_tap_s_records(packets: Packets, monitor: VsockMonitor) -> None:
+    relay, enclave = (HOST, 1234), (ENCLAVE, 51820)
+    packets.pass_by(1, relay, enclave, Operation.CONNECT)
+    packets.pass_by(2, enclave, relay, Operation.CONNECT)  # the answer to it
+    packets.pass_by(3, relay, enclave, Operation.PAYLOAD, b"question")
+    packets.pass_by(4, enclave, relay, Operation.CONTROL)  # credit
+    assert monitor.chunks() == [
+        Chunk(1, 1, 51820, Kind.OPENED, b""),
+        Chunk(3, 1, 51820, Kind.TO_ENCLAVE, b"question"),
+    ]
+    packets.pass_by(5, enclave, relay, Operation.PAYLOAD, b"answer")
+    packets.pass_by(6, relay, enclave, Operation.DISCONNECT)
+    packets.pass_by(7, enclave, relay, Operation.DISCONNECT)
+    assert monitor.chunks()[2:] == [
+        Chunk(5, 1, 51820, Kind.TO_RELAY, b"answer"),
+        Chunk(6, 1, 51820, Kind.CLOSED, b""),
+    ]
+    monitor.close()
+
+
+def test_each_connection_has_a_number_of_its_own(packets: Packets, monitor: VsockMonitor) -> None:
+    for port, peer in ((51821, 1000), (51820, 1001), (51821, 1000)):
+        packets.pass_by(1, (HOST, peer), (ENCLAVE, port), Operation.CONNECT)
+    assert [(chunk.connection, chunk.port) for chunk in monitor.chunks()] == [(1, 51821), (2, 51820), (3, 51821)]
+    monitor.close()
+
+
+def test_other_guests_and_other_ports_are_left_out(packets: Packets, monitor: VsockMonitor) -> None:
+    packets.pass_by(1, (ENCLAVE, 1234), (HOST, 9001), Operation.CONNECT)  # to the signer
+    packets.pass_by(2, (ENCLAVE, 1234), (HOST, 9001), Operation.PAYLOAD, b"request")
+    packets.pass_by(3, (HOST, 1234), (17, 51820), Operation.CONNECT)
+    packets.pass_by(4, (HOST, 1234), (ENCLAVE, 5000), Operation.CONNECT)
+    packets.pass_by(5, (HOST, 1234), (ENCLAVE, 51820), Operation.PAYLOAD, b"of a connection from before")
+    assert monitor.chunks() == []
+    monitor.close()
+
+
+def test_it_follows_the_enclave_to_another_cid(packets: Packets, monitor: VsockMonitor) -> None:
+    packets.pass_by(1, (HOST, 1), (ENCLAVE, 51820), Operation.CONNECT)
+    monitor.follow(Cid(17))
+    packets.pass_by(2, (HOST, 1), (ENCLAVE, 51820), Operation.PAYLOAD, b"nobody")
+    packets.pass_by(3, (HOST, 2), (17, 51820), Operation.CONNECT)
+    assert [chunk.time for chunk in monitor.chunks()] == [1, 3]
+    monitor.close()
+
+
+def test_it_only_watches(monitor: VsockMonitor) -> None:
+    monitor.resume()
+    with pytest.raises(LabError, match="cannot stall"):
+        monitor.stall()
