@@ -22,6 +22,7 @@ virtualization extension (SVM), so that the outer guest's kernel has KVM.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,9 @@ _MEMORY_MIB: Final = 2048
 _INNER_MEMORY_MIB: Final = 384
 _CPUS: Final = 2
 _TAP: Final = "tap"
+_ENTRANCES: Final = 10_000
+"""The outer guest leads the host's dials to the Enclave from ports of its own, so many above the Enclave's."""
+
 _RECORDS: Final = f"{GUEST_DIRECTORY}/vsock"
 _INITRD: Final = FOLDER / "initrd"
 
@@ -239,6 +243,17 @@ class NestedBackend(PairBackend):
         if image is not None:
             raise LabError("nested cannot boot another image", why="the outer guest holds only one", fix="LAB=pair")
         super().reboot_enclave(cid=cid)
+        if isinstance(self.tap, nested_monitor.VsockMonitor):
+            self.tap.follow(self.enclave_cid)
+
+    def dial_enclave(self, port: Port) -> socket.socket:
+        """A stream to the enclave from the outer guest, its parent, which is reached through its own vsock."""
+        name, entrance = f"forwarder-{port}", Port(port + _ENTRANCES)
+        if self.process(name) is None:
+            ends = (VsockAddress(VMADDR_CID_ANY, entrance), self._enclave_side(port))
+            argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(VMADDR_CID_HOST), *map(str, ends)]
+            self._spawn_in(self._machines[Node.NODE], argv, name=name).wait_for_line("ready", self.deadline(20))
+        return self._dial(self._devices[Node.NODE].address(entrance))
 
     @property
     def boot_seconds(self) -> dict[str, float]:
