@@ -258,7 +258,7 @@ class GuestBackend(NetnsBackend):
     @property
     def enclave_guest(self) -> Machine:
         """The guest that the Enclave runs in."""
-        return self._enclave_machine
+        return self._machines[self._guest_of(Node.ENCLAVE)]
 
     @property
     def enclave_vsock(self) -> GuestVsock:
@@ -290,23 +290,21 @@ class GuestBackend(NetnsBackend):
         for node in here:
             self._furnish(node)
         build.raise_network(self.topology, self.prefix, here)
-        for node in self.moved:
-            self._furnish_in_guest(node)
         if self.moved:
+            self._furnish_in_guest()
             nodes = ",".join(sorted(self.moved))
             argv = [PYTHON, "-m", "lab.netns.build", "up", "--prefix", self.prefix, "--nodes", nodes]
             self._machines[Node.NODE].run(argv, deadline=self.deadline(20)).check()
         self.deadline(5).poll(lambda: build.links_are_up(self.topology, self.prefix, here), "the links to come up")
 
-    def _furnish_in_guest(self, node: Node) -> None:
-        """An /etc and a /run of the node's own; the guest's /etc has all that it needs."""
+    def _furnish_in_guest(self) -> None:
+        """An /etc and a /run of each node's own; the guest's /etc has all that they need."""
         machine = self._machines[Node.NODE]
-        folder = f"{GUEST_DIRECTORY}/{node}"
-        machine.run(["mkdir", "-p", folder]).check()
-        machine.run(["cp", "-a", "/etc", f"{folder}/etc"]).check()
-        machine.run(["mkdir", "-p", f"{folder}/run/netns"]).check()
-        resolver = f"nameserver {self.topology.external4}\n" if node in {Node.POD, Node.EXTERNAL} else ""
-        machine.channel().write_file(f"{folder}/etc/resolv.conf", resolver.encode())
+        script = 'for folder; do mkdir -p "$folder/run/netns" && cp -a /etc "$folder/etc" || exit; done'
+        machine.run(["sh", "-c", script, "sh", *(f"{GUEST_DIRECTORY}/{node}" for node in sorted(self.moved))]).check()
+        for node in self.moved:
+            resolver = f"nameserver {self.topology.external4}\n" if node in {Node.POD, Node.EXTERNAL} else ""
+            machine.channel().write_file(f"{GUEST_DIRECTORY}/{node}/etc/resolv.conf", resolver.encode())
 
     def _start_tap(self) -> LocalProcess:
         routes = [TapRoute(port, self._relay_side(port), self._enclave_side(port)) for port in PORTS]
@@ -357,10 +355,6 @@ class GuestBackend(NetnsBackend):
     def _guest_of(self, node: Node) -> Node:
         """The name of the guest that holds a node, if one does."""
         return Node.NODE if node in self.moved else node
-
-    @property
-    def _enclave_machine(self) -> Machine:
-        return self._machines[self._guest_of(Node.ENCLAVE)]
 
     def enter(self, node: Node) -> list[str]:
         """What to put in front of a command of this machine that is to run in a node."""
@@ -465,7 +459,7 @@ class GuestBackend(NetnsBackend):
         The module's registers are what a boot leaves: the daemon behind /dev/nsm is started anew. The production
         command has no option for timings: with some, `lab.enclave_agent` takes its place.
         """
-        machine = self._enclave_machine
+        machine = self.enclave_guest
         self._start_security_module()
         path = f"{GUEST_DIRECTORY}/enclave.toml"
         machine.channel().write_file(
@@ -479,7 +473,7 @@ class GuestBackend(NetnsBackend):
         return self.spawn(Node.ENCLAVE, [*argv, *self.server_argv(self.topology.application)], name="enclave")
 
     def _start_security_module(self) -> None:
-        machine = self._enclave_machine
+        machine = self.enclave_guest
         if self._security_module is not None:
             self._security_module.kill()
             self.deadline(10).poll(lambda: not self._has_security_module(), "/dev/nsm to go")
@@ -488,7 +482,7 @@ class GuestBackend(NetnsBackend):
         self.deadline(10).poll(self._has_security_module, "/dev/nsm")
 
     def _has_security_module(self) -> bool:
-        return self._enclave_machine.run(["test", "-c", "/dev/nsm"]).exit_code == 0
+        return self.enclave_guest.run(["test", "-c", "/dev/nsm"]).exit_code == 0
 
     def _toml(self, config: Mapping[str, Any], name: str) -> bytes:
         """The file's content, with a copy on this machine for the artifacts."""
@@ -500,7 +494,7 @@ class GuestBackend(NetnsBackend):
     def entropy_log(self) -> Path:
         """The enclave's record of its entropy, fetched from the guest."""
         path = super().entropy_log
-        path.write_bytes(self._enclave_machine.channel().read_file(_ENTROPY_LOG))
+        path.write_bytes(self.enclave_guest.channel().read_file(_ENTROPY_LOG))
         return path
 
     # -- watching ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ _FORWARDED_PORTS: Final = 20_000
 """So many above it are the ports that lead past the tap: the guest's to the Enclave, the host's to a test."""
 
 _MEMORY_MIB: Final = 512
+_CPUS: Final = 2  # under emulation each is a thread of its own
 
 _RECORDING: Final = f"{GUEST_DIRECTORY}/vsock.pcap"
 
@@ -89,22 +90,22 @@ class LoopbackBackend(GuestBackend):
         return self._device
 
     def _specification(self, node: Node) -> MachineSpec:
-        return replace(super()._specification(node), memory_mib=_MEMORY_MIB)
+        return replace(super()._specification(node), memory_mib=_MEMORY_MIB, cpus=_CPUS)
 
     def _raise_nodes(self) -> None:
-        self._enclave_machine.run(["modprobe", "vsock_loopback"]).check()
+        self.enclave_guest.run(["modprobe", "vsock_loopback"]).check()
         super()._raise_nodes()
 
     def _start_tap(self) -> LocalProcess:
         routes = [TapRoute(port, self.relay_address(port), self._enclave_side(port)) for port in PORTS]
         control = VsockAddress(VMADDR_CID_ANY, CONTROL_PORT)
         argv = [PYTHON, "-m", "lab.tap", "--recording", _RECORDING, "--control", str(control), *map(str, routes)]
-        return self._spawn_in(self._enclave_machine, argv, name="tap")
+        return self._spawn_in(self.enclave_guest, argv, name="tap")
 
     def _connect_controls(self) -> None:
         super()._connect_controls()
         if Node.NODE in self._devices:  # an attached laboratory gets them later, see `adopt`
-            machine = self._enclave_machine
+            machine = self.enclave_guest
             control = self._device.address(CONTROL_PORT)
             self.tap = GuestTapControl(
                 control, self.directory / "vsock.pcap", lambda offset: machine.channel().read_file(_RECORDING, offset)
@@ -128,7 +129,7 @@ class LoopbackBackend(GuestBackend):
         if self.process(name) is None:
             ends = (VsockAddress(VMADDR_CID_ANY, entrance), self._enclave_side(port))
             argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(VMADDR_CID_HOST), *map(str, ends)]
-            self._spawn_in(self._enclave_machine, argv, name=name).wait_for_line("ready", self.deadline(20))
+            self._spawn_in(self.enclave_guest, argv, name=name).wait_for_line("ready", self.deadline(20))
         return self._dial(self._device.address(entrance))
 
     def divert(self, port: Port, listener: Path | None) -> None:

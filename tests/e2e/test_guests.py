@@ -76,6 +76,7 @@ def test_the_relay_verified_the_document_with_the_laboratorys_root_alone(tunnel:
 
 
 def test_connections_outlive_a_frozen_guest(tunnel: Ladder) -> None:
+    with_a_guest_of_its_own(tunnel)
     port = str(tunnel.topology.application.echo_port)
     argv = [*PROBE, "--scale", f"{tunnel.backend.scale:g}", "stream", tunnel.topology.pod4, port, "--timeout", "30"]
     client = tunnel.backend.spawn(Node.EXTERNAL, argv, name="stream-frozen", stdin=True)
