@@ -67,13 +67,12 @@ Step = Callable[[str], AbstractContextManager[None]]
 
 
 @pytest.fixture
-def say(request: pytest.FixtureRequest) -> Say:
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """Prints a line, whatever pytest does with a test's output."""
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
 
     def say(line: str) -> None:
-        terminal.ensure_newline()
-        terminal.write_line(line)
+        with capsys.disabled():
+            print(f"\n{line}", end="", flush=True)
 
     return say
 
