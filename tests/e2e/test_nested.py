@@ -72,7 +72,8 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 
     def say(line: str) -> None:
         with capsys.disabled():
-            print(f"\n{line}", end="", flush=True)
+            sys.stdout.write(f"\n{line}")
+            sys.stdout.flush()
 
     return say
 
