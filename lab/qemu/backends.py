@@ -8,6 +8,8 @@ backend    pod, node, external                  enclave                         
 guest      namespaces of this machine           a guest                                     hybrid at the Relay's end
 pair       namespaces of the first guest        a second guest                              AF_VSOCK at both ends
 =========  ===================================  ==========================================  =========================
+
+`lab.qemu.vhost`, `lab.qemu.loopback` and `lab.qemu.nested` have three more.
 """
 
 from __future__ import annotations
@@ -199,7 +201,7 @@ class GuestBackend(NetnsBackend):
             (self.directory / folder).mkdir(parents=True)
         tools, image = self._given
         self._tools = tools or Tools(unpack_group("host", read_lock(), cache_directory()))
-        self._image = image or build_image(target=self.directory)
+        self._image = image or self._build_image()
         self._acceleration = choose_acceleration(self._tools, self._image.kernel)
         signer = self._start_signer()
         self._boot()
@@ -210,6 +212,10 @@ class GuestBackend(NetnsBackend):
             process.wait_for_line("ready", self.deadline(20))
         self._read_signer(signer)
         self._connect_controls()
+
+    def _build_image(self) -> Image:
+        """What the enclave's guest boots, and is measured by."""
+        return build_image(target=self.directory)
 
     def _start_signer(self) -> LocalProcess:
         """With the measurements that an enclave image of these files has."""
