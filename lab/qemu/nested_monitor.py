@@ -22,6 +22,7 @@ from wgvsock.addresses import Cid, UnixAddress
 INTERFACE: Final = "vsockmon0"
 
 _HEADER: Final = struct.Struct("<QQIIHHH2x")  # af_vsockmon_hdr: CIDs, ports, operation, transport, its header's length
+_LENGTH: Final = struct.Struct("<24xI")  # virtio_vsock_hdr: CIDs, ports, then the payload's length
 
 
 class Operation(IntEnum):
@@ -50,6 +51,7 @@ class VsockMonitor(TapControl):
         self._ports = frozenset(ports)
         self._seen = 0
         self._connections: dict[tuple[int, int], int] = {}
+        self._carried: dict[int, int] = {}
         with recording.open("wb") as stream:
             write_pcap_header(stream, LINKTYPE_USER0)
 
@@ -83,11 +85,25 @@ class VsockMonitor(TapControl):
             return None
         match operation:
             case Operation.PAYLOAD:
-                return PSEUDO_HEADER.pack(number, port, kind) + packet.data[_HEADER.size + header :]
+                return PSEUDO_HEADER.pack(number, port, kind) + self._payload(number, packet.data, header)
             case Operation.DISCONNECT if kind is Kind.TO_ENCLAVE:
                 return PSEUDO_HEADER.pack(number, port, Kind.CLOSED)
             case _:
                 return None
+
+    def _payload(self, number: int, data: bytes, header: int) -> bytes:
+        """What one packet carries.
+
+        vhost-vsock cuts a packet to the guest's receive buffers, and shows the monitor the whole of it with each cut,
+        whose length alone is right (virtio_transport_build_skb of Linux 6.12).
+        """
+        (length,) = _LENGTH.unpack_from(data, _HEADER.size)
+        payload = data[_HEADER.size + header :]
+        begin = self._carried.pop(number, 0) if length < len(payload) else 0
+        end = begin + length
+        if end < len(payload):
+            self._carried[number] = end
+        return payload[begin:end]
 
     def _ask(self, **request: object) -> dict[str, Any]:
         if request["verb"] == "resume":

@@ -30,10 +30,19 @@ class Packets(PacketCapture):
         pass
 
     def pass_by(
-        self, when: float, source: tuple[int, int], target: tuple[int, int], operation: Operation, data: bytes = b""
+        self,
+        when: float,
+        source: tuple[int, int],
+        target: tuple[int, int],
+        operation: Operation,
+        data: bytes = b"",
+        *,
+        length: int | None = None,
     ) -> None:
-        transport = bytes(44)
-        header = struct.pack("<QQIIHHH2x", source[0], target[0], source[1], target[1], operation, 2, len(transport))
+        """One packet; `length` is what its own header says, where that is not the length of what is shown."""
+        ends = (source[0], target[0], source[1], target[1])
+        transport = struct.pack("<QQIIIHHIII", *ends, len(data) if length is None else length, 1, 5, 0, 0, 0)
+        header = struct.pack("<QQIIHHH2x", *ends, operation, 2, len(transport))
         self.seen.append(
             CapturedPacket(when, LINKTYPE_RAW, None, checksum_pending=False, data=header + transport + data)
         )
@@ -83,6 +92,16 @@ def test_other_guests_and_other_ports_are_left_out(packets: Packets, monitor: Vs
     packets.pass_by(4, (HOST, 1234), (ENCLAVE, 5000), Operation.CONNECT)
     packets.pass_by(5, (HOST, 1234), (ENCLAVE, 51820), Operation.PAYLOAD, b"of a connection from before")
     assert monitor.chunks() == []
+    monitor.close()
+
+
+def test_what_is_cut_to_the_guests_buffers_is_taken_once(packets: Packets, monitor: VsockMonitor) -> None:
+    relay, enclave = (HOST, 1234), (ENCLAVE, 51820)
+    packets.pass_by(1, relay, enclave, Operation.CONNECT)
+    for length in (4, 4, 2):
+        packets.pass_by(2, relay, enclave, Operation.PAYLOAD, b"0123456789", length=length)
+    packets.pass_by(3, relay, enclave, Operation.PAYLOAD, b"whole")
+    assert [chunk.data for chunk in monitor.chunks()[1:]] == [b"0123", b"4567", b"89", b"whole"]
     monitor.close()
 
 
