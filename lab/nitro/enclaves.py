@@ -23,9 +23,11 @@ from lab.nitro import failures
 from lab.nitro.failures import NitroFailure
 from lab.nsm.client import NsmControl
 from lab.process import LocalProcess
-from lab.qemu.image import Image
-from lab.qemu.machine import Machine, MachineSpec, Tools, VhostUserVsock, VsockDevice
+from lab.qemu.image import Image, build_base
+from lab.qemu.kvm import choose
+from lab.qemu.machine import Machine, MachineSpec, Tools, VsockDevice
 from lab.qemu.packages import cache_directory, read_lock, unpack_group
+from wgvsock.addresses import Port
 
 FIRST_CID: Final = 16
 LAST_CID: Final = 0xFFFFFFFE
@@ -214,9 +216,10 @@ class Parent:
         spec = MachineSpec(
             folder.name,
             files,
-            vsock=VhostUserVsock(device.vhost),
+            vsock=device.specification,
             memory_mib=request.memory_mib,
             cpus=request.cpu_count,
+            accelerator=_accelerator(tools),
         )
         return Machine(spec, tools, folder), device
 
@@ -230,7 +233,7 @@ class Parent:
         control = NsmControl(str(self._signer_folder / "control.sock"))
         control.create(enclave, str(module), module_id=f"{self._instance()}-enc{slot:016x}", measurements=measurements)
         device.start(Deadline(10))
-        Path(f"{device.hybrid}_{SIGNER_PORT}").symlink_to(module)
+        device.serve(Port(SIGNER_PORT), module)
         machine.start()
         machine.wait_ready(Deadline(BOOT_DEADLINE))
         machine.hang_up()
@@ -309,6 +312,11 @@ class Parent:
 
 def _tools() -> Tools:
     return Tools(unpack_group("host", read_lock(), cache_directory()))
+
+
+def _accelerator(tools: Tools) -> str:
+    """By the pinned kernel, which nearly every image has: a trial for each image would cost more than it tells."""
+    return choose(tools, build_base(cache_directory()).kernel).name
 
 
 def _public(state: dict[str, Any], *, with_state: bool = True) -> dict[str, Any]:

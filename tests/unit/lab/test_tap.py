@@ -16,7 +16,7 @@ from lab import tap as tap_module
 from lab.capture import PcapReader
 from lab.errors import LabError
 from lab.tap import PSEUDO_HEADER, Kind, Recording, Tap, TapControl, TapRoute, _Connection
-from wgvsock.addresses import UnixAddress
+from wgvsock.addresses import Cid, HybridVsockAddress, Port, UnixAddress, VsockAddress
 
 ROUTE = TapRoute(51820, UnixAddress("/relay-side"), UnixAddress("/enclave-side"))
 
@@ -47,13 +47,17 @@ class Joined:
 
 
 @asynccontextmanager
-async def joined(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Joined]:
+async def joined(
+    tap: Tap, monkeypatch: pytest.MonkeyPatch, dialled: list[object] | None = None
+) -> AsyncIterator[Joined]:
     relay, relay_inner = socket.socketpair()
     enclave, enclave_inner = socket.socketpair()
     for sock in (relay, enclave, relay_inner, enclave_inner):
         sock.setblocking(False)
 
     async def connect(address: object, *, deadline: float) -> socket.socket:
+        if dialled is not None:
+            dialled.append(address)
         return enclave_inner
 
     monkeypatch.setattr(tap_module, "connect_stream", connect)
@@ -245,6 +249,19 @@ async def test_a_slow_receiver_stops_the_sender(recording: Recording, monkeypatc
         assert received == sent
 
 
+@pytest.mark.asyncio
+async def test_a_rerouted_port_is_dialled_elsewhere_from_then_on(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[object] = []
+    tap = Tap([ROUTE], recording)
+    assert tap.command({"verb": "reroute", "port": 51820, "upstream": "unix:/elsewhere"})["ok"]
+    async with joined(tap, monkeypatch, dialled) as ends:
+        await ends.send(ends.relay, b"data")
+        assert await ends.receive(ends.enclave) == b"data"
+    assert dialled == [UnixAddress("/elsewhere")]
+
+
 def test_recording_can_be_switched_off(recording: Recording) -> None:
     tap = Tap([ROUTE], recording)
     tap.command({"verb": "record", "on": False})
@@ -312,6 +329,11 @@ def ask(
         ("delay", {"seconds": 0.5}, {"verb": "delay", "seconds": 0.5}),
         ("record", {"on": False}, {"verb": "record", "on": False}),
         (
+            "reroute",
+            {"port": 51820, "upstream": VsockAddress(Cid(17), Port(51820))},
+            {"verb": "reroute", "port": 51820, "upstream": "vsock:17:51820"},
+        ),
+        (
             "flip",
             {"to": "relay", "offset": 3, "port": 51820},
             {"verb": "flip", "to": "relay", "offset": 3, "port": 51820},
@@ -346,3 +368,34 @@ def test_the_client_reads_the_recording_as_it_grows(control: TapControl) -> None
             (2.5, Kind.OPENED, b""),
             (2.5, Kind.TO_RELAY, b"data"),
         ]
+
+
+def test_times_are_corrected_by_what_is_known_of_the_tap_s_clock(control: TapControl) -> None:
+    with control.recording.open("wb", buffering=0) as stream:
+        Recording(stream, clock=lambda: 2.5).note(1, 51820, Kind.OPENED)
+    control.clock_offset = 0.25
+    assert [chunk.time for chunk in control.chunks()] == [2.75]
+
+
+def test_a_tap_in_a_guest_is_reached_through_the_guest_s_monitor() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"OK 1073741824\n" + b'{"ok": true}\n')
+        tap_module._enter_guest(ours, 9100)
+        assert theirs.recv(100) == b"CONNECT 9100\n"
+        assert ours.recv(100) == b'{"ok": true}\n'
+
+
+def test_a_monitor_hangs_up_where_nobody_listens_in_the_guest() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        with pytest.raises(OSError, match=r"refused|[Pp]ipe"):
+            tap_module._enter_guest(ours, 9100)
+
+
+@pytest.mark.parametrize("kind", [UnixAddress, lambda path: HybridVsockAddress(path, Port(9100))])
+def test_a_tap_that_is_gone_is_an_error_of_the_laboratory(kind: Any, tmp_path: Path) -> None:
+    control = TapControl(kind(str(tmp_path / "gone")), tmp_path / "vsock.pcap")
+    with pytest.raises(LabError, match="cannot reach the tap"):
+        control.status()

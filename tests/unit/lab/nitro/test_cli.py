@@ -50,6 +50,7 @@ def parent_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WGVSOCK_LAB_ENCLAVE_MEMORY", "1024")
     monkeypatch.setenv("WGVSOCK_LAB_ENCLAVE_CPUS", "4")
     monkeypatch.setattr("lab.nitro.enclaves._tools", lambda: None)
+    monkeypatch.setattr("lab.nitro.enclaves._accelerator", lambda _tools: "tcg")
     monkeypatch.setattr("lab.nitro.enclaves.Machine", lambda _spec, _tools, directory: FakeMachine(directory))
     monkeypatch.setattr(Parent, "_boot", lambda *_arguments, **_options: None)
     monkeypatch.setattr(VsockDevice, "describe", lambda _self: None)

@@ -6,8 +6,17 @@ import pytest
 
 from lab.qemu.errors import GuestError, GuestOopsError
 from lab.qemu.image import COMMAND_LINE, Image
-from lab.qemu.machine import Machine, MachineSpec, Tools, VhostUserVsock, VhostVsock, find_oops, qemu_arguments
-from wgvsock.addresses import Cid
+from lab.qemu.machine import (
+    Machine,
+    MachineSpec,
+    Tools,
+    VhostUserVsock,
+    VhostVsock,
+    VsockDevice,
+    find_oops,
+    qemu_arguments,
+)
+from wgvsock.addresses import Cid, Port
 
 IMAGE = Image(Path("/cache/vmlinux"), (Path("/cache/base.cpio"), Path("/run/application.cpio")))
 DIRECTORY = Path("/run/lab")
@@ -117,3 +126,16 @@ def test_an_oops_is_a_failure_of_its_own_kind_with_the_versions(
     assert "Oops: 0002" in caught.value.why
     assert "QEMU 10.0.2" in caught.value.why
     assert "vmlinux" in caught.value.why
+
+
+def test_the_host_s_side_of_a_guest_behind_vhost_user(tmp_path: Path) -> None:
+    device = VsockDevice(Tools(Path("/tools")), 16, tmp_path)
+    assert device.specification == VhostUserVsock(tmp_path / "vhost.sock")
+    assert str(device.address(Port(5000))) == f"hybrid:{tmp_path}/u:5000"
+
+
+def test_what_the_guest_dials_is_led_to_the_socket_that_was_named_last(tmp_path: Path) -> None:
+    device = VsockDevice(Tools(Path("/tools")), 16, tmp_path)
+    for name in ("one", "other"):
+        device.serve(Port(9001), tmp_path / name)
+    assert (tmp_path / "u_9001").readlink() == tmp_path / "other"

@@ -16,8 +16,11 @@ from lab.errors import LabError
 from lab.netns import privilege
 from lab.process import LocalProcess
 from lab.qemu import backends, vhost
+from lab.qemu.backends import GuestBackend
 from lab.qemu.machine import VhostVsock
 from lab.qemu.vhost import KernelVsockDevice, VhostBackend, claim_cid, device_unavailable, free_cid
+from lab.tap import TapControl
+from lab.topology import Node
 from wgvsock.addresses import WIREGUARD_PORT, Cid, Port, VsockAddress
 
 
@@ -166,3 +169,35 @@ def test_dials_to_the_host_are_forwarded_for_this_guest_alone(tmp_path: Path, mo
     other.adopt(side.describe())
     other.stop()
     assert ended == [42]
+
+
+def test_the_tap_follows_an_enclave_with_a_new_cid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = VhostBackend("x", directory=tmp_path)
+    rerouted: list[tuple[int, str]] = []
+
+    def reboot(self: GuestBackend, *, cid: Cid, image: None) -> None:
+        self._devices[Node.ENCLAVE] = KernelVsockDevice(cid, tmp_path)
+
+    monkeypatch.setattr(GuestBackend, "reboot_enclave", reboot)
+    monkeypatch.setattr(TapControl, "reroute", lambda _self, port, to: rerouted.append((port, str(to))))
+    backend._connect_controls()
+    backend.reboot_enclave(cid=Cid(70_000))
+    assert rerouted == [(51820, "vsock:70000:51820"), (51821, "vsock:70000:51821")]
+
+
+def test_an_attached_laboratory_has_its_ports(tmp_path: Path, loopback: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback.touch()
+    one, other = (VhostBackend(name, directory=tmp_path) for name in "xy")
+    monkeypatch.setattr(GuestBackend, "state", lambda _self: {})
+    monkeypatch.setattr(GuestBackend, "adopt", lambda _self, _state: None)
+    other.adopt(one.state())
+    assert other.signer_port == one.signer_port
+    assert other.relay_address(WIREGUARD_PORT) == one.relay_address(WIREGUARD_PORT)
+
+
+def test_it_takes_a_cid_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Cid] = []
+    monkeypatch.setattr(vhost, "free_cid", lambda: Cid(70_000))
+    monkeypatch.setattr(GuestBackend, "up", lambda self: taken.append(self.enclave_cid))
+    VhostBackend("x", directory=tmp_path).up()
+    assert taken == [70_000]
