@@ -10,7 +10,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,9 @@ _Options = tuple[Mapping[str, Any] | None, Mapping[str, float] | None]
 
 PROBE: Final = (sys.executable, "-I", "-S", str(Path(__file__).parent / "probe.py"))
 
+
+_ROUND_TRIPS: Final = 30
+_LEAST_PATIENCE: Final = 0.3  # seconds
 
 _STATE: Final = {
     "links": "ip -o link | sed 's/ qlen.*//'",
@@ -142,11 +145,21 @@ class Ladder:
 
     def try_probe(self, node: Node, *arguments: str, deadline: Deadline | None = None) -> dict[str, Any]:
         """The same; the report says whether it went well."""
-        done = self.backend.run(
-            node,
-            [*PROBE, "--scale", f"{self.backend.scale:g}", *arguments],
-            deadline=deadline or self.backend.deadline(15),
-        )
+        return self._probe(node, self.backend.scale, arguments, deadline)
+
+    def patience(self) -> float:
+        """Seconds in which an answer would long have come: many times a ping from the enclave to the world and back."""
+        report = self.probe(Node.ENCLAVE, "ping", self.topology.external4)
+        return max(_LEAST_PATIENCE, _ROUND_TRIPS * float(report["rtt_ms"][0]) / 1e3)
+
+    def has_no_answer(self, node: Node, *arguments: str, patience: float | None = None) -> bool:
+        """Whether a probe fails that waits so many seconds; by default `patience`, measured now."""
+        timeout = self.patience() if patience is None else patience
+        return not self._probe(node, 1.0, (*arguments, "--timeout", f"{timeout:g}"), None)["ok"]
+
+    def _probe(self, node: Node, scale: float, arguments: Sequence[str], deadline: Deadline | None) -> dict[str, Any]:
+        argv = [*PROBE, "--scale", f"{scale:g}", *arguments]
+        done = self.backend.run(node, argv, deadline=deadline or self.backend.deadline(15))
         if not done.stdout:
             done.check()
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -513,8 +513,9 @@ class GuestBackend(NetnsBackend):
         name = f"capture-{secrets.token_hex(4)}"  # never an earlier one's: both would read what the two have written
         records = f"{GUEST_DIRECTORY}/{name}"
         log = self.directory / f"logs/{name}.log"
-        argv = [*self._enter_in_guest(node), PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", interface]
-        process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records)
+        argv = [*self._enter_in_guest(node), PYTHON, "-S", "-m", "lab.qemu.watch", interface]
+        environment = {"PYTHONPATH": f"/{APPLICATION_ROOT}"}
+        process = machine.spawn(argv, name=f"capture at {point}", log=log, stdout=records, environment=environment)
         capture = GuestCapture(point, machine, process, records, self.deadline)
         self._captures.append(capture)
         self.clock_error = max(self.clock_error, 2 * capture.clock_error)  # two guests are off in opposite directions

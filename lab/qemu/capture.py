@@ -40,7 +40,7 @@ class GuestCapture(PacketCapture):
         self._reader = watch.RecordReader()
         self._packets: list[CapturedPacket] = []
         self._closed = False
-        self.clock_offset, self.clock_error = machine.channel().clock_offset()
+        self.clock_offset, self.clock_error = machine.clock_offset()
         process.wait_for_line(watch.READY, deadline(20))
 
     def packets(self) -> list[CapturedPacket]:

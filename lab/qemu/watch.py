@@ -1,4 +1,4 @@
-"""A capture in a guest: ``python3 watch.py IFACE`` appends every packet that passes to its standard output.
+"""A capture in a guest: ``python3 -m lab.qemu.watch IFACE`` appends every packet that passes to its standard output.
 
 Each record is `RECORD` and the packet's bytes. SIGUSR1 asks for a mark: a record without a packet, written once
 everything that had passed before the signal has been. Standard library alone.
@@ -12,7 +12,6 @@ import select
 import signal
 import struct
 import sys
-from pathlib import Path
 from typing import BinaryIO, Final
 
 from lab.capture import CapturedPacket, open_packet_socket, read_packet
@@ -82,5 +81,4 @@ def watch(interface: str, stream: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     watch(sys.argv[1], sys.stdout.buffer)

@@ -196,12 +196,12 @@ def test_a_right_document_after_wrong_ones(nobodys: Ladder) -> None:
     "knobs", [{"debug": True}, {"pcrs": {0: b"\x77" * 48}}, {"wrong_root": True}], ids=lambda knobs: next(iter(knobs))
 )
 def test_wrong_document_later_ends_what_was_right_before(own_tunnel: Ladder, knobs: dict[str, Any]) -> None:
-    own_tunnel.probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7")
+    patience = own_tunnel.patience()
     attempt = Attempt(own_tunnel)
     own_tunnel.backend.nsm.set_faults(**knobs)
     own_tunnel.attest_again()
     attempt.was_refused("the attestation document was rejected", None)
-    assert not own_tunnel.try_probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7", "--timeout", "0.3")["ok"]
+    assert own_tunnel.has_no_answer(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7", patience=patience)
 
     own_tunnel.backend.nsm.reset()
     succeeds(own_tunnel)
