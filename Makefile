@@ -23,7 +23,7 @@ help: ## this list
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || tools/make-venv $(PYTHON) -m venv $(VENV) >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,speed,test]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,test]' >&2
 	@touch $@
 
 .PHONY: deps

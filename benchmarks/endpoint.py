@@ -21,6 +21,7 @@ from ipaddress import ip_network
 from wgvsock.addresses import parse_stream_address
 from wgvsock.devices.tun import open_tun
 from wgvsock.framing import Framing
+from wgvsock.system import memory
 from wgvsock.transports.stream import StreamTransport
 from wgvsock.tunnel.tunnel import Tunnel, TunnelStatistics
 from wgvsock.virtio_net import HEADER_LENGTH
@@ -91,6 +92,7 @@ async def run(arguments: argparse.Namespace) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(tunnel.aclose()))
+        memory.settle()
         say("ready")
         await tunnel.wait_ended()
         say(json.dumps(drops(tunnel.statistics())))

@@ -101,6 +101,8 @@ def check_header(packet: memoryview) -> HeaderFault | None:
     if flags != NEEDS_CSUM:
         if flags not in {0, DATA_VALID}:
             return HeaderFault.FLAGS
+        if not gso_type | hdr_len | gso_size | csum_start | csum_offset:
+            return None
         return _check_no_checksum(gso_type, hdr_len, gso_size, csum_start, csum_offset)
     length = len(packet) - HEADER_LENGTH
     if first >> 4 == 4:

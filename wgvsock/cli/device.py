@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import gc
 import logging
 import os
 import secrets
@@ -32,6 +31,7 @@ from wgvsock.cli.ending import run_command
 from wgvsock.devices.tun import Tun, adopt_tun, open_tun
 from wgvsock.errors import ConfigurationError, SystemSetupError
 from wgvsock.framing import Framing
+from wgvsock.system import memory
 from wgvsock.telemetry.logs import configure, fields
 from wgvsock.transports.base import Transport
 from wgvsock.transports.stream import StreamTransport
@@ -228,7 +228,7 @@ async def _serve(options: DeviceOptions, timings: Timings, tun: Tun, listener: s
     async with Tunnel(device, tun, transport, on_event=_log_event) as tunnel:
         control = DeviceControl(device, sockets, endpoints, clock=time.monotonic, on_changed=tunnel.wake)
         server = UapiServer(control, listener, path)
-        gc.freeze()  # what start-up has made lives as long as the process: no collection looks at it again
+        memory.settle()
         _log.info("the device is up", extra=fields(interface=tun.name, network=str(options.carrier)))
         await _first_of(server.serve(), tunnel.wait_ended(), ended.wait())
     _log.info("the device is down")

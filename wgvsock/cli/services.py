@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+
+from wgvsock.system import memory
 
 SignalHandlers = Mapping[signal.Signals, Callable[[], None]]
 
@@ -23,8 +24,7 @@ def run_service(start: Callable[[], tuple[Coroutine[Any, Any, int], SignalHandle
         service, handlers = start()
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
-        # What start-up has made lives as long as the process: the collector need not look at it again and again.
-        gc.freeze()
+        memory.settle()
         return await service
 
     return asyncio.run(run())

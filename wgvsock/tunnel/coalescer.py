@@ -48,6 +48,7 @@ class Coalescer:
         buffer: Holds the last packet that `read` returned, with room for padding behind it.
         segments: How many packets of the TUN are in it.
         waiting: Bytes of a packet that has been read already and is returned by the next `read`; 0: none.
+        drained: Whether the TUN has just said that nothing comes after it.
         enabled: Whether datagrams are put together.
     """
 
@@ -58,6 +59,7 @@ class Coalescer:
         self._beside = memoryview(bytearray(_IPV6.size))
         self.segments = 0
         self.waiting = 0
+        self.drained = False
         self.enabled = False
 
     def read(self) -> int:
@@ -67,6 +69,7 @@ class Coalescer:
             SystemSetupError: The interface is gone.
         """
         length = self.waiting
+        self.drained = False
         if length:
             self.buffer, self._other = self._other, self.buffer
             self.waiting = 0
@@ -80,7 +83,14 @@ class Coalescer:
     def _grow(self, length: int) -> int:
         """Put the datagrams that follow behind this one, as far as they belong to it; the length of the whole."""
         buffer = self.buffer
-        fields = _IPV4 if buffer[HEADER_LENGTH] == 0x45 else _IPV6
+        if buffer[HEADER_LENGTH] == 0x45:
+            if buffer[HEADER_LENGTH + 9] != _UDP:
+                return length
+            fields = _IPV4
+        elif buffer[HEADER_LENGTH + 6] != _UDP:
+            return length
+        else:
+            fields = _IPV6
         headers = fields.size
         size = length - headers
         if size <= 0:
@@ -94,6 +104,7 @@ class Coalescer:
             room = buffer[end : end + _LONGEST]
             read = read_split(beside, room)
             if not read:
+                self.drained = True
                 break
             payload = read - headers
             if not 0 < payload <= size or not _belongs(unpack_from(beside), first, payload, size):

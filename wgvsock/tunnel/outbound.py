@@ -18,6 +18,10 @@ from wgvsock.wireguard import Device, Peer
 OVERHEAD: Final = 32 + PADDING
 """Bytes that sealing adds at most: transport data header (16), tag (16) and padding."""
 
+SILENCE: Final = 1e-3
+"""Seconds without a packet after which the next one is taken to be alone: it is sent at once, as somebody waits for it.
+Looking for a second one first, for its batch, would delay it by some 20 microseconds on a processor that has slept."""
+
 BATCH_BYTES: Final = 256 * 1024
 BATCH_PACKETS: Final = 128
 """What one turn of the event loop sends at most, so that receiving and timers get their turn: some 0.5 ms of work."""
@@ -39,6 +43,7 @@ class Outbound:
         self._clock = clock
         self._headroom = tun.packet_headroom
         self._coalescer = Coalescer(tun)
+        self._last_packet_at = 0.0
         self.offloads = False
         self.dropped_unreachable = 0
         self.dropped_backlog = 0
@@ -58,6 +63,7 @@ class Outbound:
         endpoint: object = None
         link: Link | None = None
         bytes_left, packets_left = BATCH_BYTES, BATCH_PACKETS
+        alone = now - self._last_packet_at > SILENCE
         while (bytes_left > 0 and packets_left > 0) or coalescer.waiting:
             length = coalescer.read()
             if not length:
@@ -84,11 +90,18 @@ class Outbound:
             sealed = peer.seal_into(buffer, length, datagram, now)
             if sealed:
                 link.commit(sealed)
+                if (alone and not coalescer.waiting) or coalescer.drained:
+                    break
             else:
                 self._device.send_packet(bytes(buffer[:length]), now)
+        if touched:
+            self._last_packet_at = now
+        blocked = None
         for used in touched:
             used.flush()
-        return next((used for used in touched if not used.writable), None)
+            if not used.writable:
+                blocked = used
+        return blocked
 
     def _cannot_send(self, peer: Peer, link: Link | None, packet: memoryview, now: float) -> None:
         """There is no way to the peer now: a first packet waits in the core for the handshake, the rest is lost."""

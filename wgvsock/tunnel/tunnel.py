@@ -1,7 +1,7 @@
 """The tunnel: joins a TUN device, the WireGuard core and a transport, and owns the one timer.
 
 Everything runs in the event loop's thread, in three callbacks: the TUN has packets, a link has datagrams, the timer
-fires. Each ends in `_settle`, which carries out what the core has decided meanwhile.
+fires. Each ends in `_settle`, which carries out what the core has decided meanwhile, if it has.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class Tunnel:
                 self._transport.link_for(peer.endpoint)  # dial now, not with the first packet
         self._choose_offloads()
         self._read_tun()
+        self._device.needs_attention = True
         self._settle()
 
     def statistics(self) -> TunnelStatistics:
@@ -156,11 +157,17 @@ class Tunnel:
 
     def _datagrams_received(self, link: Link, datagrams: list[memoryview]) -> None:
         self._inbound.move_batch(link, datagrams, self._clock())
-        self._settle()
+        if self._reading:
+            # The kernel often has the answer by now: to a ping, or an acknowledgement. Looking costs a system call,
+            # another turn of the loop many.
+            self._tun_readable()
+        else:
+            self._settle()
 
     def _timer_fired(self) -> None:
         self._timer_due = math.inf
         self._device.handle_timers(self._clock())
+        self._device.needs_attention = True  # nothing may have been due yet, and the timer has to be set again
         self._settle()
 
     # What links report.
@@ -181,6 +188,9 @@ class Tunnel:
     def _settle(self) -> None:
         """Send the core's own datagrams, report its events, and set the timer for its next deadline."""
         device = self._device
+        if not device.needs_attention:
+            return
+        device.needs_attention = False
         for endpoint, datagram in device.datagrams_to_send():
             link = self._transport.link_for(endpoint)
             room = link.reserve(len(datagram)) if link is not None else None

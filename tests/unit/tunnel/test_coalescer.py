@@ -205,3 +205,15 @@ def test_every_payload_comes_through_once_and_in_order(flows: list[tuple[int, in
 
     assert [payload(packet) for packet in taken_apart(read)] == [payload(packet) for packet in packets]
     reader.tun.close()
+
+
+def test_it_tells_that_nothing_comes_after_a_datagram() -> None:
+    tun = MemoryTun(10)
+    coalescer = Coalescer(tun)
+    coalescer.enabled = True
+    tun.inject(udp(b"alone"))
+    assert coalescer.read()
+    assert coalescer.drained
+    assert not coalescer.read()
+    assert not coalescer.drained  # it has looked anew
+    tun.close()

@@ -17,9 +17,19 @@ UDP = OPEN_CHECKSUM + UDP_PACKET[:6] + b"\x40\0\x40\x11" + UDP_PACKET[10:]
 
 
 class Way:
-    """Alice's way out; what leaves her is noted, not carried."""
+    """Alice's way out; what leaves her is noted, not carried.
 
-    def __init__(self, *, headroom: int = 0, profile: Profile = Profile.PLAIN, session: bool = True) -> None:
+    It is busy: a packet has just been sent, so that the next one is not taken to be alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        headroom: int = 0,
+        profile: Profile = Profile.PLAIN,
+        session: bool = True,
+        silent: bool = False,
+    ) -> None:
         self.pair = DevicePair(packet_headroom=headroom, profile=profile)
         self.tun = MemoryTun(headroom)
         self.transport, _ = MemoryTransport.pair()
@@ -29,6 +39,8 @@ class Way:
             self.pair.handshake()
         self.pair.alices_peer.set_endpoint(self.link)
         self.outbound = Outbound(self.pair.alice, self.tun, self.transport, self.pair.clock)
+        if session and not silent:
+            assert self.send(bytes(headroom) + PACKET) == [bytes(headroom) + PACKET]
 
     def send(self, *packets: bytes) -> list[bytes]:
         """Move a batch of these packets; those that Bob gets out of what was carried."""
@@ -47,6 +59,23 @@ def test_a_batch_is_sealed_and_sent_in_order() -> None:
     assert way.send(*packets) == packets
     assert way.blocked is None
     assert way.send() == []
+    way.tun.close()
+
+
+def test_a_packet_after_silence_goes_out_before_the_next_is_looked_for() -> None:
+    way = Way(silent=True)
+    assert way.send(PACKET, PACKET, PACKET) == [PACKET]
+    assert way.send() == [PACKET, PACKET]  # no silence any more: all that is there
+    way.pair.clock.advance(1)
+    assert way.send(PACKET, PACKET) == [PACKET]
+    way.tun.close()
+
+
+def test_silence_leaves_no_packet_behind_that_was_read_already() -> None:
+    way = Way(headroom=10, profile=Profile.GSO, silent=True)
+    way.outbound.offloads = True
+    other = UDP[:31] + b"\x99" + UDP[32:]
+    assert way.send(UDP, other) == [UDP, other]
     way.tun.close()
 
 

@@ -107,6 +107,23 @@ async def test_a_packet_starts_the_handshake_and_both_ways_carry() -> None:
 
 
 @without_waiting
+async def test_an_answer_of_the_kernel_goes_out_without_another_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sides() as (left, right):
+        await established(left, right)
+        left.transport.carried.clear()
+        right.transport.carried.clear()
+        right.loop.remove_reader(right.tun.fileno())  # only the look behind a written packet finds anything
+
+        def write_and_answer(_packet: memoryview) -> bool:
+            right.tun.inject(TO_LEFT)
+            return True
+
+        monkeypatch.setattr(right.tun, "write", write_and_answer)
+        left.tun.inject(TO_RIGHT)
+        assert await left.takes() == TO_LEFT
+
+
+@without_waiting
 async def test_the_timer_carries_out_what_is_due() -> None:
     async with sides() as (left, right):
         await established(left, right)
