@@ -23,7 +23,10 @@ virtualization extension (SVM), so that the outer guest's kernel has KVM.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +63,7 @@ _CPUS: Final = 2
 _INNER_OPTIONS: Final = "pci=lastbus=0"
 """For the inner guest's kernel: the search for further PCI buses is 16,000 port accesses, each of which leaves KVM."""
 
+_START: Final = ("-I", "-S", "-c", "import asyncio")
 _TAP: Final = "tap"
 _ENTRANCES: Final = 10_000
 """The outer guest leads the host's dials to the Enclave from ports of its own, so many above the Enclave's."""
@@ -205,7 +209,14 @@ class NestedBackend(PairBackend):
             self._machines[node].wait_ready(Deadline(self.boot_deadline))
             if node is Node.NODE:
                 self._prepare_outer()
-        self.scale = max(machine.scale for machine in self._machines.values())
+        self.scale = max(self._start_ratio(), *(machine.scale for machine in self._machines.values()))
+
+    def _start_ratio(self) -> float:
+        """How much longer a command takes to start in the inner guest than here: page faults weigh more than loops."""
+        inner = self._machines[Node.ENCLAVE]
+        there = _seconds(lambda: inner.run([PYTHON, *_START], deadline=Deadline(60, scale=inner.scale)).check())
+        here = _seconds(lambda: subprocess.run([sys.executable, *_START], check=True))
+        return there / here
 
     def _prepare_outer(self) -> None:
         outer = self._machines[Node.NODE]
@@ -287,6 +298,16 @@ class NestedBackend(PairBackend):
             capture = GuestCapture(Point.VSOCK, self._machines[Node.NODE], process, _RECORDS, self.deadline)
             recording = self.directory / "vsock.pcap"
             self.tap = nested_monitor.VsockMonitor(capture, recording, self.enclave_cid, PORTS)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """How long something takes at best; the first time an emulator has to translate it too."""
+    taken = []
+    for _ in range(3):
+        start = time.monotonic()
+        work()
+        taken.append(time.monotonic() - start)
+    return min(taken)
 
 
 def _adopted(description: Mapping[str, Any], log: Path, guest: Machine) -> GuestProcess:
