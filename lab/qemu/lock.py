@@ -63,7 +63,7 @@ _GUEST: Final = (
         "libedit2",
     ),
     *("libip4tc2", "libip6tc2", "libnetfilter-conntrack3", "libnfnetlink0", "libbsd0", "libmd0", "libtinfo6"),
-    *("iproute2", "libelf1", "libbpf1", "libcap2", "wireguard-tools"),
+    *("iproute2", "libelf1", "libbpf1", "libcap2", "wireguard-tools", "ethtool"),
 )
 
 # QEMU 7.2 with a 6.12 kernel oopses at random under TCG; 10.0.2 with the 6.12 cloud kernel does not (docs/lab-qemu.md).

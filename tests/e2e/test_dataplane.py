@@ -6,19 +6,18 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from lab.backend import Process
 from lab.ladder import Ladder
+from lab.netns.backend import LAB
 from lab.topology import Node
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-SCRIPTS = Path(__file__).parent / "dataplane"
-BULK = (sys.executable, "-I", "-S", str(SCRIPTS / "bulk.py"))
-UDP_SEGMENTS = (sys.executable, "-I", "-S", str(SCRIPTS / "udp_segments.py"))
+BULK = (sys.executable, "-I", "-S", str(LAB / "bulk.py"))
+UDP_SEGMENTS = (sys.executable, "-I", "-S", str(LAB / "udp_segments.py"))
 PORT = "5999"
 GIBIBYTE = 1 << 30
 MEMORY_LIMIT = 120
