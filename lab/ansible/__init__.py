@@ -1,1 +1,1 @@
-"""What Ansible needs to provision a laboratory: inventory, connection, playbook and roles (docs/lab-ansible.md)."""
+"""What Ansible needs to provision a laboratory: inventory, connection, playbook and roles (docs/lab.md)."""

@@ -1,4 +1,4 @@
-"""The backends whose machines are QEMU guests (docs/lab-qemu.md says what each proves).
+"""The backends whose machines are QEMU guests (docs/lab.md says what each proves).
 
 All of them are the `netns` backend with some nodes moved into guests.
 

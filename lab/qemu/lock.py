@@ -66,7 +66,7 @@ _GUEST: Final = (
     *("iproute2", "libelf1", "libbpf1", "libcap2", "wireguard-tools", "ethtool"),
 )
 
-# QEMU 7.2 with a 6.12 kernel oopses at random under TCG; 10.0.2 with the 6.12 cloud kernel does not (docs/lab-qemu.md).
+# QEMU 7.2 with a 6.12 kernel oopses at random under TCG; 10.0.2 with the 6.12 cloud kernel does not (docs/lab.md).
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "host": (
         *(f"{name}={_QEMU}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data")),

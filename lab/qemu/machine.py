@@ -306,7 +306,7 @@ class Machine:
             raise GuestOopsError(
                 f"the kernel of the guest {self.spec.name} failed",
                 why=f"{line} (QEMU {self.version()}, kernel {self.spec.image.kernel.name})",
-                fix="an emulator's fault, as a rule: run it again; if it persists, see docs/lab-qemu.md on pins",
+                fix="an emulator's fault, as a rule: run it again; if it persists, see docs/lab.md on pins",
             )
 
     def console(self) -> str:
