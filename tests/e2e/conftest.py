@@ -21,6 +21,7 @@ import pytest
 from lab.backends import backend_class
 from lab.ladder import Ladder
 from lab.process import LocalProcess
+from lab.qemu.errors import PackageError
 
 ARTIFACTS = Path("artifacts/e2e")
 BACKEND = os.environ.get("LAB", "netns")
@@ -28,8 +29,8 @@ BACKEND = os.environ.get("LAB", "netns")
 LABORATORIES = {"network", "lab"}
 """The fixtures that raise the chosen backend."""
 
-NESTED = {"test_nested.py", "test_egress_lifecycle.py", "test_ingress_lifecycle.py"}
-"""All that is run where a guest is emulated in an emulated guest."""
+NESTED = ("test_nested.py", "test_egress_lifecycle.py", "test_ingress_lifecycle.py")
+"""All that is run where a guest is in an emulated guest, in this order: the first shows what each step takes."""
 
 _labs: list[Ladder] = []
 
@@ -38,18 +39,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if BACKEND == "netns":
         return
     here = Path(__file__).parent
-    idle = [
-        item
-        for item in items
-        if item.path.is_relative_to(here)
-        and (
-            item.path.name not in NESTED
-            if BACKEND == "nested"
-            else LABORATORIES.isdisjoint(getattr(item, "fixturenames", ()))
-        )
-    ]
+    idle = [item for item in items if item.path.is_relative_to(here) and not _has_a_place(item)]
     items[:] = [item for item in items if item not in idle]
+    if BACKEND == "nested":
+        items.sort(key=lambda item: NESTED.index(item.path.name) if item.path.name in NESTED else len(NESTED))
     config.hook.pytest_deselected(items=idle)
+
+
+def _has_a_place(item: pytest.Item) -> bool:
+    """Whether a test says more on the chosen backend than on `netns`."""
+    if BACKEND == "nested":
+        return item.path.name in NESTED
+    return not LABORATORIES.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -89,7 +90,11 @@ def _nothing_outlives_the_suite() -> Iterator[None]:
 def network() -> Iterator[Ladder]:
     """Machines, cables, servers, signer and tap, with the proof that nothing is left of them in the end."""
     chosen = backend_class(BACKEND)
-    if reason := chosen.unavailable():
+    try:
+        reason = chosen.unavailable() or chosen.prepare()
+    except PackageError as error:
+        reason = error
+    if reason:
         pytest.skip(f"the {BACKEND} backend cannot run here: {reason}")
     ladder = Ladder(chosen(f"{os.getpid():x}"))
     _labs.append(ladder)
