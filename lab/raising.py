@@ -20,6 +20,7 @@ from lab.backends import backend_class, choose
 from lab.errors import LabError
 from lab.ladder import Ladder
 from lab.play import PlayResult, play
+from lab.qemu.errors import PackageError
 from lab.topology import Node
 
 ARTIFACTS: Final = Path("artifacts/lab-up")
@@ -96,6 +97,17 @@ def prepare(asked: str) -> type[Backend]:
     chosen = backend_class(name)
     timed("packages and image downloaded and built, or found in the cache", chosen.prepare)
     return chosen
+
+
+def why_not_here(chosen: type[Backend]) -> str:
+    """What keeps this machine from a backend, also that its packages cannot be fetched; else its cache is filled."""
+    if reason := chosen.unavailable():
+        return str(reason)
+    try:
+        chosen.prepare()
+    except PackageError as error:
+        return str(error)
+    return ""
 
 
 def _raise(asked: str) -> Backend:

@@ -21,7 +21,7 @@ import pytest
 from lab.backends import backend_class
 from lab.ladder import Ladder
 from lab.process import LocalProcess
-from lab.qemu.errors import PackageError
+from lab.raising import why_not_here
 
 ARTIFACTS = Path("artifacts/e2e")
 BACKEND = os.environ.get("LAB", "netns")
@@ -90,11 +90,7 @@ def _nothing_outlives_the_suite() -> Iterator[None]:
 def network() -> Iterator[Ladder]:
     """Machines, cables, servers, signer and tap, with the proof that nothing is left of them in the end."""
     chosen = backend_class(BACKEND)
-    try:
-        reason = chosen.unavailable() or chosen.prepare()
-    except PackageError as error:
-        reason = error
-    if reason:
+    if reason := why_not_here(chosen):
         pytest.skip(f"the {BACKEND} backend cannot run here: {reason}")
     ladder = Ladder(chosen(f"{os.getpid():x}"))
     _labs.append(ladder)

@@ -18,12 +18,11 @@ import pytest
 from lab.backend import Process
 from lab.eif.build import boot_services
 from lab.ladder import Ladder
-from lab.netns import privilege
 from lab.netns.backend import LAB, NetnsBackend
 from lab.nitro.enclaves import Limits, Parent
-from lab.qemu import packages
-from lab.qemu.backends import in_guest
+from lab.qemu.backends import GuestBackend, in_guest
 from lab.qemu.cpio import File
+from lab.raising import why_not_here
 from wgvsock.errors import AttestationError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -79,7 +78,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if reason := packages.unavailable() or privilege.unavailable():
+    if reason := why_not_here(GuestBackend):
         pytest.skip(f"enclaves cannot be launched here: {reason}")
     folder = tmp_path_factory.mktemp("n")
     backend = NetnsBackend(f"{os.getpid():x}l")

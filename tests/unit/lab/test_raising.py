@@ -10,6 +10,7 @@ from lab.backend import Completed
 from lab.deadline import Deadline
 from lab.errors import LabError, LabTimeoutError
 from lab.play import PlayError, PlayResult
+from lab.qemu.errors import PackageError
 from lab.topology import Node
 
 
@@ -20,6 +21,7 @@ class FakeBackend:
     broken_nodes: tuple[Node, ...] = ()
     processes = ("signer", "tap")
     up_fails = False
+    lacks = ""
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
@@ -28,6 +30,10 @@ class FakeBackend:
     @classmethod
     def attach(cls, state: dict[str, Any]) -> FakeBackend:
         return cls(state["identity"])
+
+    @classmethod
+    def unavailable(cls) -> str:
+        return cls.lacks
 
     @classmethod
     def prepare(cls) -> None:
@@ -93,6 +99,25 @@ def test_a_new_one_is_prepared_raised_and_provisioned(
     assert fake.calls == ["prepare", "up", "detach", "play"]
     assert standing.is_standing()
     assert "processors: emulated (TCG): as asked\n" in capsys.readouterr().err
+
+
+def test_a_backend_that_can_be_had(fake: type[FakeBackend]) -> None:
+    assert raising.why_not_here(fake) == ""  # type: ignore[arg-type]
+    assert fake.calls == ["prepare"]
+
+
+def test_a_backend_that_this_machine_lacks_something_for(fake: type[FakeBackend]) -> None:
+    fake.lacks = "missing: a tool"
+    assert raising.why_not_here(fake) == "missing: a tool"  # type: ignore[arg-type]
+    assert fake.calls == []
+
+
+def test_a_backend_whose_packages_cannot_be_fetched(fake: type[FakeBackend], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise PackageError("cannot fetch qemu", why="no route")
+
+    monkeypatch.setattr(fake, "prepare", fail)
+    assert raising.why_not_here(fake) == "cannot fetch qemu: no route"  # type: ignore[arg-type]
 
 
 def test_one_that_stands_is_gone_over_again(fake: type[FakeBackend]) -> None:
