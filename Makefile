@@ -22,8 +22,8 @@ help: ## this list
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || tools/make-venv $(PYTHON) -m venv $(VENV) >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,test]' >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[lab,test]' >&2
 	@touch $@
 
 .PHONY: deps
@@ -87,12 +87,12 @@ bench: deps ## A/B benchmarks against every peer that is installed (ARGS="--quic
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## every fuzz target for SECONDS (60) each
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[fuzz]' >&2
 	@for target in fuzz/fuzz_*.py; do echo "== $$target"; $(BIN)/python $$target -max_total_time=$${SECONDS_EACH:-60} -rss_limit_mb=512 $(ARGS); done
 
 .PHONY: docs
 docs: $(STAMP) ## the documentation as a site, warnings are errors
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[docs]' >&2
 	$(BIN)/mkdocs build --strict --quiet
 
 .PHONY: build
