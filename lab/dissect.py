@@ -135,8 +135,8 @@ def _first_frame(chunk: Chunk, data: bytes, framing: Framing) -> tuple[int, Fram
         name, packet = PROVISIONING_NAMES.get(fields.get(2, -1), "unknown"), None
     else:
         fields = {}
-        name, packet = MESSAGE_NAMES.get(payload[0], "unknown"), FRAME_LAYERS[framing][0](data[:whole])
-        if payload[0] == 4 and len(payload) == 32:
+        name, packet = MESSAGE_NAMES.get(int.from_bytes(payload[:1]), "unknown"), FRAME_LAYERS[framing][0](data[:whole])
+        if payload[:1] == b"\4" and len(payload) == 32:
             name = "keepalive"
     return whole, Frame(chunk.time, chunk.connection, chunk.port, chunk.kind, name, payload, packet, fields)
 

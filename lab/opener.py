@@ -28,6 +28,9 @@ from wgvsock.addresses import PROVISIONING_PORT
 from wgvsock.wireguard import primitives
 
 _PROVISIONING_TAG: Final = b"wgvsock/prov/1\0\0"
+_MALFORMED: Final = (cbor2.CBORError, LookupError, TypeError, ValueError)
+"""What a message of somebody who does not keep to the protocol runs into: no key comes of it."""
+
 _PSK_INFO: Final = b"wgvsock/1 wg-psk"
 _CONSTRUCTION: Final = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 _IDENTIFIER: Final = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
@@ -87,7 +90,8 @@ class SessionOpener:
         """Each frame of transport data with its plaintext: empty for a keepalive, else a padded IP packet."""
         for frame in frames:
             if frame.port == PROVISIONING_PORT:
-                self._follow_provisioning(frame)
+                with contextlib.suppress(*_MALFORMED):
+                    self._follow_provisioning(frame)
             elif frame.packet is not None:
                 plaintext = self._follow_wireguard(frame)
                 if plaintext is not None:
@@ -102,12 +106,11 @@ class SessionOpener:
                 hello = self._hello.payload
                 lengths = [struct.pack(">I", len(part)) + part for part in (hello, frame.payload)]
                 transcript = hashlib.sha384(_PROVISIONING_TAG + b"".join(lengths)).digest()
-                with contextlib.suppress(LookupError):
-                    secret = self._log.dh(self._hello.fields[4], fields[5])
-                    self._preshared_keys.append(
-                        HKDF(algorithm=SHA256(), length=32, salt=transcript, info=_PSK_INFO).derive(secret)
-                    )
-                    self._statics[Kind.TO_ENCLAVE].append(fields[4])
+                secret = self._log.dh(self._hello.fields[4], fields[5])
+                self._preshared_keys.append(
+                    HKDF(algorithm=SHA256(), length=32, salt=transcript, info=_PSK_INFO).derive(secret)
+                )
+                self._statics[Kind.TO_ENCLAVE].append(fields[4])
             case "RESPONSE":
                 # The document is a COSE_Sign1; its payload holds the Enclave's key as X25519 SubjectPublicKeyInfo.
                 document = cbor2.loads(cbor2.loads(fields[3])[2])
