@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from lab.errors import LabError
 from lab.qemu import nested_image
+from lab.qemu.channel import GuestProcess
 from lab.qemu.image import Image
 from lab.qemu.kvm import Acceleration
 from lab.qemu.machine import Tools, VhostVsock
@@ -81,3 +83,19 @@ def test_the_inner_qemu_is_the_outer_guests(placed: NestedBackend) -> None:
 def test_it_boots_one_image_only(placed: NestedBackend) -> None:
     with pytest.raises(LabError, match="another image"):
         placed.reboot_enclave(image=INNER)
+
+
+def test_another_process_takes_both_guests_over(placed: NestedBackend, tmp_path: Path) -> None:
+    outer, inner = placed._machines[Node.NODE], placed._machines[Node.ENCLAVE]
+    inner._qemu = GuestProcess("QEMU enclave", tmp_path / "qemu.log", outer.channel, pid=41, remote_log="/run/log/3")
+    forwarder = GuestProcess("forwarder", tmp_path / "f.log", outer.channel, pid=42, remote_log="/run/log/2", offset=7)
+    placed._devices[Node.ENCLAVE]._forwarder = forwarder  # type: ignore[attr-defined]
+    placed.inner_accelerator, inner.scale = "kvm", 8.0
+    attached = NestedBackend.attach(json.loads(json.dumps(placed.state())))
+    there = attached._machines[Node.ENCLAVE]
+    assert isinstance(there, InnerMachine)
+    assert there._qemu is not None
+    assert there._qemu.describe() == inner._qemu.describe()
+    assert attached._devices[Node.ENCLAVE].describe() == forwarder.describe()
+    assert attached.inner_accelerator == "kvm"
+    assert attached.scale == 8.0
