@@ -303,7 +303,7 @@ class NestedBackend(PairBackend):
 def _seconds(work: Callable[[], object]) -> float:
     """How long something takes at best; the first time an emulator has to translate it too."""
     taken = []
-    for _ in range(3):
+    for _ in range(2):
         start = time.monotonic()
         work()
         taken.append(time.monotonic() - start)
