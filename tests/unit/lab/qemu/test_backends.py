@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from lab.errors import LabError
 from lab.netns.backend import LAB
 from lab.qemu.backends import GuestBackend, PairBackend, in_guest
 from lab.qemu.production import recorded
@@ -47,9 +47,33 @@ def test_the_enclave_listens_for_its_parent_alone(tmp_path: Path) -> None:
     assert config["parent_cid"] == 2
 
 
-def test_production_has_no_other_timings(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="fixed"):
-        GuestBackend("x", directory=tmp_path).start_enclave(timings={"rekey_after_time": 1})
+@pytest.mark.parametrize(
+    ("timings", "command"),
+    [
+        (None, ["/usr/bin/python3", "-m", "lab.qemu.production", "/lab/entropy.log", "enclave", "run"]),
+        ({"rekey_after_time": 1.5}, ["/usr/bin/python3", "-m", "lab.enclave_agent"]),
+    ],
+)
+def test_only_other_timings_take_the_place_of_the_production_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timings: dict[str, float] | None, command: list[str]
+) -> None:
+    class Guest:
+        def channel(self) -> Guest:
+            return self
+
+        def write_file(self, path: str, data: bytes) -> None:
+            written[path] = data
+
+    written: dict[str, bytes] = {}
+    spawned: list[list[str]] = []
+    monkeypatch.setattr(GuestBackend, "enclave_guest", Guest())
+    monkeypatch.setattr(GuestBackend, "_start_security_module", lambda _self: None)
+    monkeypatch.setattr(GuestBackend, "spawn", lambda _self, _node, argv, *, name: spawned.append([name, *argv]))
+    GuestBackend("x", directory=tmp_path).start_enclave(timings=timings)
+    (argv,) = spawned
+    assert argv[: len(command) + 1] == ["enclave", *command]
+    assert (json.dumps(timings) in argv) == bool(timings)
+    assert b"parent_cid = 2" in written["/lab/enclave.toml"]
 
 
 def test_draws_that_can_be_keys_are_written_down() -> None:
