@@ -131,12 +131,23 @@ def test_a_failed_step_stops_the_rest_and_keeps_the_traces(lab: Lab) -> None:
     lab("fault", "restart", "relay")
     done = lab("up")
     assert done.returncode != 0
-    assert "'The tunnel is ready' failed on pod" in done.stderr
+    assert "'The tunnel comes up' failed on pod" in done.stderr
+    assert "the Relay refuses the Enclave" in done.stderr
     assert "A request each way" not in done.stderr
     assert kept.stat().st_mtime >= begin - 1
     lab("fault", "nsm")
     lab("fault", "restart", "relay")
     lab.up()
+
+
+def test_a_relay_that_cannot_start_fails_the_run_with_its_last_words(lab: Lab) -> None:
+    lab("fault", "kill", "relay")
+    assert lab("sh", "pod", "ip", "link", "add", "wg0", "type", "veth", "peer", "name", "in-its-way").returncode == 0
+    done = lab("up")
+    assert done.returncode != 0
+    assert "WGV-E071" in done.stderr
+    lab("sh", "pod", "ip", "link", "delete", "wg0")
+    assert lab.up() > 0
 
 
 def traces(lab: Lab, directory: str) -> list[str]:
