@@ -12,7 +12,7 @@ LAB    ?=
 STAMP := $(VENV)/.installed
 
 # One worker a processor. What only has meaning together (a laboratory, a file's fixtures) stays together.
-PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Boot, provisioning, egress and ingress over AF_VSOCK, with captures at each point.
 FLOWS := tests/e2e/test_egress_lifecycle.py tests/e2e/test_ingress_lifecycle.py
 
