@@ -18,7 +18,7 @@ from lab.backend import Backend, Process
 from lab.deadline import Deadline
 from lab.errors import LabError
 from lab.observation import Observation, VsockHistory
-from lab.topology import Node
+from lab.topology import PACKET_POINTS, Node, Point
 
 _Options = tuple[Mapping[str, Any] | None, Mapping[str, float] | None]
 
@@ -197,9 +197,9 @@ class Ladder:
         drops: dict[str, int] = status["counters"]["dropped"]
         return drops
 
-    def observe(self) -> Observation:
-        """Start to watch every point."""
-        return Observation(self.backend, self.history)
+    def observe(self, *points: Point) -> Observation:
+        """Start to watch the vsock point and these; by default every one."""
+        return Observation(self.backend, self.history, points or tuple(PACKET_POINTS))
 
     def attest_again(self) -> None:
         """Have the Relay attest the Enclave now, without waiting for its period or its back-off."""
@@ -210,9 +210,18 @@ class Ladder:
         self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
     ) -> None:
         """Stop the Relay for a restart (SIGUSR2: connections are kept), and start it again."""
-        if self.relay is not None:
-            self._stop(self.relay, signal.SIGUSR2)
+        self.stop_relay(signal.SIGUSR2)
         self.start_relay(config, timings)
+
+    def stop_relay(self, signum: int = signal.SIGTERM) -> None:
+        """Stop the Relay as an operator does; nothing where it does not run.
+
+        Raises:
+            LabError: It did not end with 0.
+        """
+        if self.relay is not None:
+            self._stop(self.relay, signum)
+        self.relay = None
 
     def restart_enclave(
         self, config: Mapping[str, Any] | None = None, timings: Mapping[str, float] | None = None
@@ -228,7 +237,9 @@ class Ladder:
 
     def state(self, node: Node) -> dict[str, str]:
         """Everything a service changes in its machine, in words, to be compared before and after."""
-        return {name: self.backend.run(node, ["sh", "-c", command]).stdout.decode() for name, command in _STATE.items()}
+        script = "\n".join(f"({command})\nprintf '\\0'" for command in _STATE.values())
+        parts = self.backend.run(node, ["sh", "-c", script]).check().stdout.decode().split("\0")
+        return dict(zip(_STATE, parts, strict=False))
 
     def clear(self) -> None:
         """End every fault and both services, by force where they do not heed."""

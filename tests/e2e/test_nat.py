@@ -50,7 +50,7 @@ def test_two_connections_from_one_port_are_kept_apart(tunnel: Ladder, family: in
     # The pod itself uses the source port that the enclave's application uses: masquerading has to choose another, as
     # long as the kernel remembers the pod's datagram, 30 s; so both are seen by one observation, which takes its time.
     external = address(tunnel, "external", family)
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.EXTERNAL_ETH0) as observation:
         for node in (Node.POD, Node.ENCLAVE):
             tunnel.probe(node, "udp", external, "7", "--source-port", "40404", "--text", observation.token)
         sightings = observation.sightings(Point.EXTERNAL_ETH0, to_port=7)
@@ -81,14 +81,14 @@ def test_the_application_sees_its_clients_address(tunnel: Ladder, family: int) -
 
 @FAMILIES
 def test_ping_to_the_pod_is_answered_by_the_pod(tunnel: Ladder, family: int) -> None:
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_WG0) as observation:
         tunnel.probe(Node.EXTERNAL, "ping", address(tunnel, "pod", family))
         assert [packet for packet in observation.packets(Point.RELAY_WG0) if packet.ip[20:22] == b"\x08\x00"] == []
 
 
 @FAMILIES
 def test_a_port_that_is_not_published_does_not_reach_the_enclave(tunnel: Ladder, family: int) -> None:
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.ENCLAVE_WG0) as observation:
         assert tunnel.has_no_answer(Node.EXTERNAL, "tcp", address(tunnel, "pod", family), "4444")
         seen = [ip_layers(packet) for packet in observation.packets(Point.ENCLAVE_WG0)]
     assert [packet.summary() for packet in seen if packet is not None and TCP in packet] == []
@@ -119,7 +119,7 @@ def test_the_relays_own_services_are_closed_to_the_enclave(tunnel: Ladder, famil
 def test_the_metadata_service_is_closed_to_the_enclave(tunnel: Ladder, family: int) -> None:
     metadata = address(tunnel, "metadata", family)
     assert tunnel.probe(Node.POD, "http", metadata, "80")["body"] == "hello from node\n"
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_ETH0) as observation:
         assert tunnel.has_no_answer(Node.ENCLAVE, "http", metadata, "80")
         destinations = {ip_layers(p).dst for p in observation.packets(Point.RELAY_ETH0) if p.ip}
     assert metadata not in destinations
@@ -127,7 +127,7 @@ def test_the_metadata_service_is_closed_to_the_enclave(tunnel: Ladder, family: i
 
 @pytest.mark.parametrize("target", ["169.254.170.2", "169.254.1.1"])
 def test_other_link_local_addresses_are_closed_too(tunnel: Ladder, target: str) -> None:
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_ETH0) as observation:
         assert tunnel.has_no_answer(Node.ENCLAVE, "udp", target, "53")
         destinations = {ip_layers(p).dst for p in observation.packets(Point.RELAY_ETH0) if p.ip}
     assert target not in destinations
@@ -150,7 +150,7 @@ def narrow_path(tunnel: Ladder) -> Iterator[int]:
 def test_segment_size_is_clamped_to_the_path(tunnel: Ladder, narrow_path: int, family: int) -> None:
     external = address(tunnel, "external", family)
     headers = 40 if family == 4 else 60
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.EXTERNAL_ETH0) as observation:
         tunnel.probe(Node.ENCLAVE, "tcp", external, "7", "--bytes", "100000")
         packets = [ip_layers(packet) for packet in observation.packets(Point.EXTERNAL_ETH0)]
     (syn,) = [packet for packet in packets if packet is not None and TCP in packet and packet[TCP].flags == "S"]

@@ -42,7 +42,7 @@ def seen(observation: Observation, point: Point) -> list[Any]:
 @FAMILIES
 @pytest.mark.parametrize("size", [4000, 20000, 60000])
 def test_datagrams_larger_than_the_mtu_are_fragmented_and_put_together(tunnel: Ladder, family: int, size: int) -> None:
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.ENCLAVE_WG0) as observation:
         tunnel.probe(Node.ENCLAVE, "udp", address(tunnel, "external", family), "7", "--bytes", str(size))
         sizes = [len(packet) for packet in seen(observation, Point.ENCLAVE_WG0)]
     assert len(sizes) >= 2 * (size // 1500)
@@ -83,7 +83,7 @@ def narrow_link(tunnel: Ladder) -> Iterator[int]:
 @FAMILIES
 def test_a_narrow_link_on_the_way_tells_the_enclave(tunnel: Ladder, narrow_link: int, family: int) -> None:
     external = address(tunnel, "external", family)
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.ENCLAVE_WG0) as observation:
         assert tunnel.has_no_answer(Node.ENCLAVE, "udp", external, "7", "--bytes", "1400", "--df")
         packets = seen(observation, Point.ENCLAVE_WG0)
     if family == 4:
@@ -110,7 +110,7 @@ def test_a_packet_that_dies_on_the_way_tells_the_enclave(tunnel: Ladder, family:
         ("node", 4): "10.20.0.1",
         ("node", 6): "fd20::1",
     }
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.ENCLAVE_WG0) as observation:
         external = address(tunnel, "external", family)
         assert tunnel.has_no_answer(Node.ENCLAVE, "ping", external, "--ttl", str(ttl))
         packets = seen(observation, Point.ENCLAVE_WG0)
@@ -121,7 +121,7 @@ def test_a_packet_that_dies_on_the_way_tells_the_enclave(tunnel: Ladder, family:
 
 @FAMILIES
 def test_a_closed_port_outside_tells_the_enclave(tunnel: Ladder, family: int) -> None:
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.ENCLAVE_WG0) as observation:
         report = tunnel.try_probe(Node.ENCLAVE, "udp", address(tunnel, "external", family), "9")
         packets = seen(observation, Point.ENCLAVE_WG0)
     assert "Connection refused" in report["error"]
@@ -134,7 +134,7 @@ def test_a_foreign_source_is_dropped_by_cryptokey_routing(tunnel: Ladder, family
     source = "10.66.66.66" if family == 4 else "fd66::66"
     layer = IP if family == 4 else IPv6
     before = tunnel.drops(Node.POD)
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_WG0) as observation:
         inject(tunnel, layer(src=source, dst=address(tunnel, "external", family)) / UDP(dport=7) / Raw(b"spoofed"))
         settled(tunnel)
         carried = [plain for _, plain in observation.opened_frames() if b"spoofed" in plain]
@@ -153,7 +153,7 @@ def test_a_bad_checksum_is_answered_by_nobody_and_leaks_no_inner_address(
     layer = IP if family == 4 else IPv6
     enclave, external = address(tunnel, "enclave", family), address(tunnel, "external", family)
     packet = layer(src=enclave, dst=external) / transport(sport=41000, dport=7, chksum=0xBAD0) / Raw(b"damaged")
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_WG0, Point.RELAY_ETH0, Point.ENCLAVE_WG0) as observation:
         inject(tunnel, packet)
         settled(tunnel)
         arrived = [p for p in seen(observation, Point.RELAY_WG0) if b"damaged" in bytes(p)]
@@ -167,7 +167,7 @@ def test_a_bad_checksum_is_answered_by_nobody_and_leaks_no_inner_address(
 def test_a_bad_header_checksum_goes_no_further_than_the_relay(tunnel: Ladder) -> None:
     topology = tunnel.topology
     packet = IP(src=topology.enclave4, dst=topology.external4, chksum=0xBAD0) / UDP(dport=7) / Raw(b"damaged head")
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_ETH0) as observation:
         inject(tunnel, packet)
         settled(tunnel)
         outside = [p for p in seen(observation, Point.RELAY_ETH0) if b"damaged head" in bytes(p)]
@@ -188,7 +188,7 @@ def test_an_icmp_error_for_a_connection_that_does_not_exist_stays_outside(tunnel
     layer = IP if family == 4 else IPv6
     error = ICMP(type=3, code=3) if family == 4 else ICMPv6DestUnreach(code=4)
     inner = layer(src=pod, dst=external) / UDP(sport=1234, dport=4321) / Raw(b"never sent")
-    with tunnel.observe() as observation:
+    with tunnel.observe(Point.RELAY_ETH0, Point.ENCLAVE_WG0) as observation:
         tunnel.send_frame(Node.EXTERNAL, layer(src=external, dst=pod) / error / inner)
         tunnel.probe(Node.EXTERNAL, "ping", pod)
         settled(tunnel)
