@@ -2,7 +2,7 @@
 
     python3 bulk.py serve PORT SENDER                serve one transfer, as its sender or its receiver
     python3 bulk.py dial HOST PORT SENDER            the other end of it
-    ... --bytes N --streams K                        N bytes in all, over K connections at once
+    ... --bytes N --streams K --timeout S            N bytes in all over K connections at once, S seconds a step
 
 SENDER is `server` or `client`. Each end prints one JSON object: bytes, and the SHA-256 of all streams' SHA-256, in the
 streams' order. The bytes are pseudo-random, so that nothing on the way could make them up.
@@ -19,8 +19,6 @@ import sys
 import threading
 
 CHUNK = 1 << 18
-TIMEOUT = 60.0
-"""Seconds that any one step may take."""
 
 
 def say(line: str) -> None:
@@ -91,11 +89,11 @@ def accept_all(arguments: argparse.Namespace) -> list[socket.socket]:
     with socket.create_server(
         address, family=socket.AF_INET6, dualstack_ipv6=True, backlog=arguments.streams
     ) as listener:
-        listener.settimeout(TIMEOUT)
+        listener.settimeout(arguments.timeout)
         say("ready")
         while len(by_number) < arguments.streams:
             sock, _ = listener.accept()
-            sock.settimeout(TIMEOUT)
+            sock.settimeout(arguments.timeout)
             by_number[int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "big")] = sock
     return [by_number[number] for number in sorted(by_number)]
 
@@ -104,7 +102,7 @@ def dial_all(arguments: argparse.Namespace) -> list[socket.socket]:
     """Connections that tell their number."""
     sockets = []
     for number in range(arguments.streams):
-        sock = socket.create_connection((arguments.host, arguments.port), timeout=TIMEOUT)
+        sock = socket.create_connection((arguments.host, arguments.port), timeout=arguments.timeout)
         sock.sendall(number.to_bytes(4, "big"))
         sockets.append(sock)
     return sockets
@@ -122,6 +120,7 @@ def main(argv: list[str]) -> None:
         verb.add_argument("sender", choices=["server", "client"])
         verb.add_argument("--bytes", type=int, required=True)
         verb.add_argument("--streams", type=int, default=1)
+        verb.add_argument("--timeout", type=float, default=60.0)
     arguments = parser.parse_args(argv)
     sockets = accept_all(arguments) if arguments.verb == "serve" else dial_all(arguments)
     say(json.dumps(carry(arguments, sockets)))
