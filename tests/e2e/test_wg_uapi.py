@@ -95,7 +95,9 @@ def ask(path: Path, request: str) -> str:
 def state(path: Path) -> list[list[str]]:
     """The device and its peers, in an order of their own; without a port that the kernel has chosen."""
     sections: list[list[str]] = [[]]
-    for line in ask(path, "get=1\n\n").splitlines():
+    lines, end, rest = ask(path, "get=1\n\n").partition("errno=0\n\n")  # behind whichever peer comes last
+    assert (end, rest) == ("errno=0\n\n", "")
+    for line in lines.splitlines():
         if line.startswith("public_key="):
             sections.append([])
         if not (line.startswith("listen_port=") and int(line.partition("=")[2]) >= 32768):
