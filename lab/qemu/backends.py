@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -163,14 +164,8 @@ class GuestBackend(NetnsBackend):
             self._devices[node].adopt(state["devices"][name])
         self.scale = max(machine.scale for machine in self._machines.values())
         for description in state["guest_processes"]:
-            process = GuestProcess(
-                description["name"],
-                self.directory / f"logs/{description['name']}.log",
-                self._machines[Node(description["guest"])].channel,
-                pid=description["pid"],
-                remote_log=description["remote_log"],
-                offset=description["offset"],
-            )
+            log = self.directory / f"logs/{description['name']}.log"
+            process = self._machines[Node(description["guest"])].adopt_process(description, log)
             self._guest_processes.append((description["guest"], process))
             if process.name == SECURITY_MODULE:
                 self._security_module = process
@@ -401,6 +396,20 @@ class GuestBackend(NetnsBackend):
         process = machine.spawn(argv, name=name, log=self.directory / f"logs/{name}.log", stdin=stdin)
         self._guest_processes.append((machine.spec.name, process))
         return process
+
+    def _dial_from_node_guest(self, port: Port, entrance: Port) -> socket.socket:
+        """A stream to the Enclave's port from the node guest, where this machine has none.
+
+        Args:
+            port: The Enclave's.
+            entrance: A port of the node guest at which it lets this machine in, and no other.
+        """
+        name = f"forwarder-{port}"
+        if self.process(name) is None:
+            ends = (VsockAddress(VMADDR_CID_ANY, entrance), self._enclave_side(port))
+            argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(VMADDR_CID_HOST), *map(str, ends)]
+            self._spawn_in(self._machines[Node.NODE], argv, name=name).wait_for_line("ready", self.deadline(20))
+        return self._dial(self._devices[Node.NODE].address(entrance))
 
     def processes_in(self, node: Node) -> list[int]:
         """Identifiers of the processes that run in a node; in an enclave without the agent and the security module."""

@@ -125,12 +125,7 @@ class LoopbackBackend(GuestBackend):
 
     def dial_enclave(self, port: Port) -> socket.socket:
         """A stream to the enclave past the tap; it comes from its parent's CID, which is the guest's own."""
-        name, entrance = f"forwarder-{port}", Port(port + _FORWARDED_PORTS)
-        if self.process(name) is None:
-            ends = (VsockAddress(VMADDR_CID_ANY, entrance), self._enclave_side(port))
-            argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(VMADDR_CID_HOST), *map(str, ends)]
-            self._spawn_in(self.enclave_guest, argv, name=name).wait_for_line("ready", self.deadline(20))
-        return self._dial(self._device.address(entrance))
+        return self._dial_from_node_guest(port, Port(port + _FORWARDED_PORTS))
 
     def divert(self, port: Port, listener: Path | None) -> None:
         """Lead the Relay's next connections elsewhere: the tap reaches a socket of this process over vsock."""

@@ -296,6 +296,11 @@ class Machine:
         offset = log.stat().st_size if log.exists() else 0
         return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset, stdin=stdin)
 
+    def adopt_process(self, description: Mapping[str, Any], log: Path) -> GuestProcess:
+        """A command in the guest that another process of ours has spawned (`GuestProcess.describe`)."""
+        name, pid, remote_log, offset = (description[key] for key in ("name", "pid", "remote_log", "offset"))
+        return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset)
+
     def check(self) -> None:
         """Nothing while the guest is well.
 

@@ -114,7 +114,7 @@ class InnerMachine(Machine):
         """Take over the machine that another process of ours has started."""
         super().adopt({**description, "qemu": None})
         if description["qemu"]:
-            self._qemu = _adopted(description["qemu"], self.directory / "qemu.log", self._outer)
+            self._qemu = self._outer.adopt_process(description["qemu"], self.directory / "qemu.log")
 
 
 class InnerVsockDevice:
@@ -165,7 +165,7 @@ class InnerVsockDevice:
 
     def adopt(self, description: Mapping[str, Any] | None) -> None:
         """Take over what another process of ours has started."""
-        self._forwarder = _adopted(description, self._log, self._outer) if description else None
+        self._forwarder = self._outer.adopt_process(description, self._log) if description else None
 
 
 class NestedBackend(PairBackend):
@@ -266,12 +266,7 @@ class NestedBackend(PairBackend):
 
     def dial_enclave(self, port: Port) -> socket.socket:
         """A stream to the enclave from the outer guest, its parent, which is reached through its own vsock."""
-        name, entrance = f"forwarder-{port}", Port(port + _ENTRANCES)
-        if self.process(name) is None:
-            ends = (VsockAddress(VMADDR_CID_ANY, entrance), self._enclave_side(port))
-            argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(VMADDR_CID_HOST), *map(str, ends)]
-            self._spawn_in(self._machines[Node.NODE], argv, name=name).wait_for_line("ready", self.deadline(20))
-        return self._dial(self._devices[Node.NODE].address(entrance))
+        return self._dial_from_node_guest(port, Port(port + _ENTRANCES))
 
     @property
     def boot_seconds(self) -> dict[str, float]:
@@ -308,11 +303,6 @@ def _seconds(work: Callable[[], object]) -> float:
         work()
         taken.append(time.monotonic() - start)
     return min(taken)
-
-
-def _adopted(description: Mapping[str, Any], log: Path, guest: Machine) -> GuestProcess:
-    name, pid, remote_log, offset = (description[key] for key in ("name", "pid", "remote_log", "offset"))
-    return GuestProcess(name, log, guest.channel, pid=pid, remote_log=remote_log, offset=offset)
 
 
 def outer_ports(folder: Path) -> tuple[str, ...]:

@@ -62,7 +62,6 @@ class StreamLink:
     def __init__(self, address: StreamAddress, framing: Framing, callbacks: LinkCallbacks, *, dialled: bool) -> None:
         self.address = address
         self.dialled = dialled
-        self.connected = False
         self.writable = False
         self.authenticated = False
         self._framing = framing
@@ -81,6 +80,11 @@ class StreamLink:
 
     def __repr__(self) -> str:
         return f"<StreamLink {self.address} {'connected' if self._socket else 'disconnected'}>"
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a stream now."""
+        return self._socket is not None
 
     # The way out.
 
@@ -192,7 +196,6 @@ class StreamLink:
     def attach(self, sock: socket.socket) -> None:
         """Carry datagrams over this connected, non-blocking socket from now on; the link owns it."""
         self._socket = sock
-        self.connected = True
         self._decoder = FrameDecoder(self._framing)
         self.authenticated = False
         self.writable = True
@@ -206,7 +209,6 @@ class StreamLink:
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self.connected = False
         _log.info("stream %s closed: %s", self.address, why)
         if self._watchdog is not None:
             self._watchdog.cancel()
