@@ -12,7 +12,9 @@ from typing import IO, Any, ClassVar, Final
 from lab.deadline import Deadline
 from lab.errors import LabError
 
-_WITH_STARTER: Final = ("setpriv", "--pdeathsig", "KILL", "--")  # PR_SET_PDEATHSIG(2const), kept across exec
+_WITH_STARTER: Final = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+"""PR_SET_PDEATHSIG(2const), kept across exec; takes the starter's process number and the command. A starter that was
+gone before the signal was asked for would never be noticed, so it is compared afterwards."""
 
 
 class LocalProcess:
@@ -60,7 +62,7 @@ class LocalProcess:
         offset = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             child = subprocess.Popen(
-                [*_WITH_STARTER, *argv] if cls.dies_with_starter else list(argv),
+                [*_WITH_STARTER, str(os.getpid()), *argv] if cls.dies_with_starter else list(argv),
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
