@@ -21,7 +21,7 @@ from ipaddress import ip_network
 from wgvsock.addresses import parse_stream_address
 from wgvsock.devices.tun import open_tun
 from wgvsock.framing import Framing
-from wgvsock.system import memory
+from wgvsock.system import event_loop, memory
 from wgvsock.transports.stream import StreamTransport
 from wgvsock.tunnel.tunnel import Tunnel, TunnelStatistics
 from wgvsock.virtio_net import HEADER_LENGTH
@@ -99,4 +99,4 @@ async def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(parse_arguments()))
+    event_loop.run(run(parse_arguments()))

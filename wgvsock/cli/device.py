@@ -31,7 +31,7 @@ from wgvsock.cli.ending import run_command
 from wgvsock.devices.tun import Tun, adopt_tun, open_tun
 from wgvsock.errors import ConfigurationError, SystemSetupError
 from wgvsock.framing import Framing
-from wgvsock.system import memory
+from wgvsock.system import event_loop, memory
 from wgvsock.telemetry.logs import configure, fields
 from wgvsock.transports.base import Transport
 from wgvsock.transports.stream import StreamTransport
@@ -174,7 +174,7 @@ def run_device(options: DeviceOptions, *, timings: Timings = _DEFAULT_TIMINGS) -
         if not options.foreground:
             _go_into_background(options)
         configure(_LEVELS.get(options.log_level, "warning"))
-        asyncio.run(_serve(options, timings, tun, listener, path))
+        event_loop.run(_serve(options, timings, tun, listener, path))
     return 0
 
 

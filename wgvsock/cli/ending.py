@@ -32,8 +32,8 @@ def run_command(work: Callable[[], int]) -> int:
 def _run(work: Callable[[], int]) -> int:
     try:
         return work()
-    except SystemExit:
-        put("", end="")  # argparse has printed help, and does not look whether that arrived
+    except (SystemExit, OSError):
+        put("", end="")  # argparse has printed help; that this did not arrive it passes over, or as of old lets through
         raise
 
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from wgvsock.system import memory
+from wgvsock.system import event_loop, memory
 
 SignalHandlers = Mapping[signal.Signals, Callable[[], None]]
 
@@ -27,4 +27,4 @@ def run_service(start: Callable[[], tuple[Coroutine[Any, Any, int], SignalHandle
         memory.settle()
         return await service
 
-    return asyncio.run(run())
+    return event_loop.run(run())
