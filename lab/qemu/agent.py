@@ -38,9 +38,9 @@ import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from select import POLLHUP, POLLOUT, poll
+from select import EPOLLET, EPOLLHUP, EPOLLIN, POLLHUP, POLLOUT, epoll, poll
 from typing import Any, BinaryIO, Final
 
 PORT_NAME: Final = "wgvsock.agent"
@@ -54,7 +54,6 @@ READ_LIMIT: Final = 1 << 20
 
 _READ_SIZE: Final = 65536
 _LONGEST_LINE: Final = 64 << 20  # bytes; a file written in one request is base64 in one line
-_IDLE_PORT_PAUSE: Final = 0.05  # seconds; a port without a host stays readable, with nothing to read
 _DEVICE_DEADLINE: Final = 30.0  # seconds a service may take to make the device that others wait for
 
 
@@ -68,32 +67,45 @@ def calibrate() -> float:
 
 
 class Port:
-    """One request channel: a descriptor for reading and writing, and the beginning of the next line."""
+    """One request channel: a descriptor for reading and writing, and the beginning of the next line.
+
+    Attributes:
+        arrivals: Readable when something has arrived or a host has come. The port's own descriptor always is while it
+            has no host, with nothing to read.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        self.arrivals = epoll()
+        self.arrivals.register(descriptor, EPOLLIN | EPOLLET)
         self._buffer = b""
         self._writable = poll()
         self._writable.register(descriptor, POLLOUT)
 
     def requests(self) -> list[dict[str, Any]]:
-        """The requests that have arrived; a line that is none is what a host left half-written."""
-        try:
-            data = os.read(self.descriptor, _READ_SIZE)
-        except BlockingIOError:
-            return []
-        if not data:
+        """All requests that have arrived; a line that is none is what a host left half-written.
+
+        A request can be here before the kernel knows of the host that sent it, to whom no answer could be given: it is
+        taken when the host has come, which is an arrival of its own.
+        """
+        found: list[dict[str, Any]] = []
+        if any(event & EPOLLHUP for _, event in self.arrivals.poll(0)):
             self._buffer = b""
-            time.sleep(_IDLE_PORT_PAUSE)
-            return []
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > _LONGEST_LINE:
-            self._buffer = b""
-        found = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
+            return found
+        for data in self._read():
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            if len(self._buffer) > _LONGEST_LINE:
+                self._buffer = b""
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
         return found
+
+    def _read(self) -> Iterator[bytes]:
+        """What there is; `arrivals` says nothing of what is left behind."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.descriptor, _READ_SIZE):
+                yield data
 
     def answer(self, request: int, event: str, **fields: Any) -> None:
         """Tell the host; nothing when there is none."""
@@ -165,7 +177,7 @@ class Agent:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(wake_up, selectors.EVENT_READ, lambda: os.read(wake_up, 4096))
         for port in self._ports:
-            self._selector.register(port.descriptor, selectors.EVENT_READ, lambda port=port: self._handle(port))
+            self._selector.register(port.arrivals, selectors.EVENT_READ, lambda port=port: self._handle(port))
         while True:
             self._reap()
             for key, _ in self._selector.select():

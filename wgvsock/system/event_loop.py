@@ -109,7 +109,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def remove_reader(self, fd: FileDescriptorLike) -> bool:
         """See `asyncio.loop.remove_reader`."""
-        return self._direct.disregard(_number(fd))
+        return self._direct.disregard(_number(fd)) or super().remove_reader(fd)  # asyncio's own, as of `sock_recv`
 
     def _report(self, callback: Callable[[], object], error: BaseException) -> None:
         self.call_exception_handler({"message": f"a reader failed: {callback!r}", "exception": error})

@@ -379,5 +379,5 @@ async def run_tool(command: Sequence[str], text: str) -> tuple[int, str]:
         # Also when we are cancelled: rules must not come into force after they were taken back.
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await process.communicate()  # to the end of its pipes: the event loop may not outlive this by a turn
     return process.returncode or 0, complaint.decode(errors="replace")

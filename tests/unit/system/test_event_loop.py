@@ -193,6 +193,20 @@ def test_a_descriptor_that_was_closed_first_can_be_given_up_and_its_number_used_
     in_loop(body)
 
 
+def test_a_number_can_be_used_again_where_asyncio_has_waited_for_it() -> None:
+    async def body(loop: EventLoop) -> None:
+        for _ in range(3):
+            near, far = socket.socketpair()
+            with near, far:
+                near.setblocking(False)
+                received = asyncio.ensure_future(loop.sock_recv(near, 10))
+                await turns()
+                far.send(b"x")
+                assert await received == b"x"
+
+    in_loop(body)
+
+
 def test_a_descriptor_that_does_not_exist_is_refused() -> None:
     async def body(loop: EventLoop) -> None:
         near, far = socket.socketpair()
