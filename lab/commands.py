@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import tomllib
@@ -177,6 +178,9 @@ def capture(arguments: argparse.Namespace) -> int:
         shutil.copy(backend.tap.recording, arguments.output)
         say(f"everything that has crossed the vsock point so far is in {arguments.output}")
         return 0
+    # Also where a shell has started us in the background, with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     running = backend.capture(point)
     say(f"capturing at {point}; interrupt to end")
     try:

@@ -93,12 +93,12 @@ def peak_memory(lab: Ladder, node: Node, process: Process | None) -> float:
 
 @SENDERS
 def test_a_gibibyte_has_the_same_hash_at_both_ends(bulk_tunnel: Ladder, sender: Node) -> None:
-    transfer(bulk_tunnel, sender, size=affordable(bulk_tunnel, GIBIBYTE, emulated=GIBIBYTE >> 5))
+    transfer(bulk_tunnel, sender, size=affordable(bulk_tunnel, GIBIBYTE, emulated=GIBIBYTE >> 6))
 
 
 @SENDERS
 def test_two_hundred_connections_at_once(bulk_tunnel: Ladder, sender: Node) -> None:
-    transfer(bulk_tunnel, sender, size=affordable(bulk_tunnel, 200 << 18, emulated=200 << 15), streams=200)
+    transfer(bulk_tunnel, sender, size=affordable(bulk_tunnel, 200 << 18, emulated=200 << 14), streams=200)
 
 
 def test_memory_stays_bounded_through_all_of_it(bulk_tunnel: Ladder) -> None:
@@ -113,7 +113,7 @@ def test_super_packets_were_in_use(bulk_tunnel: Ladder) -> None:
 
     assert bulk_tunnel.relay_status()["counters"]["offloads"]
     before = peer()
-    transfer(bulk_tunnel, Node.ENCLAVE, size=affordable(bulk_tunnel, 64 << 20, emulated=8 << 20))
+    transfer(bulk_tunnel, Node.ENCLAVE, size=affordable(bulk_tunnel, 64 << 20, emulated=4 << 20))
     after = peer()
     assert after["profile"] == "gso"
     carried, packets = (after[name] - before[name] for name in ("rx_bytes", "rx_packets"))
@@ -123,7 +123,7 @@ def test_super_packets_were_in_use(bulk_tunnel: Ladder) -> None:
 @FAMILIES
 @SENDERS
 def test_bulk_through_a_nic_without_offloads(uplink_without_offloads: Ladder, sender: Node, family: int) -> None:
-    size = affordable(uplink_without_offloads, 64 << 20, emulated=8 << 20)
+    size = affordable(uplink_without_offloads, 64 << 20, emulated=4 << 20)
     transfer(uplink_without_offloads, sender, size=size, family=family)
 
 
