@@ -54,7 +54,9 @@ class Lab:
         return int(found[1])
 
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self("status", "--json").stdout)
+        done = self("status", "--json")
+        assert done.stdout, done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
         return status
 
 
@@ -145,7 +147,7 @@ def test_a_relay_that_cannot_start_fails_the_run_with_its_last_words(lab: Lab) -
     assert lab("sh", "pod", "ip", "link", "add", "wg0", "type", "veth", "peer", "name", "in-its-way").returncode == 0
     done = lab("up")
     assert done.returncode != 0
-    assert "WGV-E071" in done.stderr
+    assert "WGV-E071" in done.stderr, done.stderr
     lab("sh", "pod", "ip", "link", "delete", "wg0")
     assert lab.up() > 0
 
