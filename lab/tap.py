@@ -142,7 +142,8 @@ class _Connection:
         """The Relay has dialled: dial the Enclave; the Enclave is reached: let the bytes pass."""
         if end is self.relay:
             self.tap.connections.add(self)
-            self.relay.transport.pause_reading()
+            # Not at once: Python 3.11.2 begins to read behind `connection_made`, whatever was said in it.
+            asyncio.get_running_loop().call_soon(self.relay.transport.pause_reading)
             self._dial = asyncio.create_task(self._reach_enclave())
         else:
             self._both_ready = True

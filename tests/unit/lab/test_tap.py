@@ -48,7 +48,10 @@ class Joined:
 
 @asynccontextmanager
 async def joined(
-    tap: Tap, monkeypatch: pytest.MonkeyPatch, dialled: list[object] | None = None
+    tap: Tap,
+    monkeypatch: pytest.MonkeyPatch,
+    dialled: list[object] | None = None,
+    reachable: asyncio.Event | None = None,
 ) -> AsyncIterator[Joined]:
     relay, relay_inner = socket.socketpair()
     enclave, enclave_inner = socket.socketpair()
@@ -58,6 +61,8 @@ async def joined(
     async def connect(address: object, *, deadline: float) -> socket.socket:
         if dialled is not None:
             dialled.append(address)
+        if reachable is not None:
+            await reachable.wait()
         return enclave_inner
 
     monkeypatch.setattr(tap_module, "connect_stream", connect)
@@ -100,6 +105,20 @@ async def test_both_directions_pass_and_are_recorded(recording: Recording, monke
         (Kind.CLOSED, b""),
     ]
     assert recording.bytes == len(b"to the enclave" + b"to the relay")
+
+
+@pytest.mark.asyncio
+async def test_what_the_relay_says_before_the_enclave_is_reached_is_kept(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reachable = asyncio.Event()
+    async with joined(Tap([ROUTE], recording), monkeypatch, reachable=reachable) as ends:
+        await ends.send(ends.relay, b"at once")
+        await settle()
+        assert records(recording) == []
+        reachable.set()
+        assert await ends.receive(ends.enclave) == b"at once"
+    assert records(recording)[:2] == [(Kind.OPENED, b""), (Kind.TO_ENCLAVE, b"at once")]
 
 
 @pytest.mark.asyncio
