@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -80,9 +81,12 @@ def _root_namespace_untouched() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_outlives_the_suite() -> Iterator[None]:
-    """However the suite ends: a killed one leaves no guest behind."""
+    """However the suite ends: one that is terminated takes all away as an interrupted one does, a killed one leaves no
+    guest behind."""
     LocalProcess.dies_with_starter = True
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
+    signal.signal(signal.SIGTERM, before)
     LocalProcess.dies_with_starter = False
 
 
