@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Generator
@@ -24,6 +25,9 @@ def _refuse_vsock(event: str, arguments: tuple[object, ...]) -> None:
 
 if os.environ.get("LAB") != "vhost":  # whoever asks for that backend says that this machine's device is theirs
     sys.addaudithook(_refuse_vsock)
+
+# A shell starts what it runs in the background with SIGINT ignored; what is tested, and its children, should heed it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no bug: by default Hypothesis fails an example that takes longer than 200 ms.
 settings.register_profile("wgvsock", deadline=None)
