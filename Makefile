@@ -13,7 +13,7 @@ LAB    ?=
 
 STAMP := $(VENV)/.installed
 
-# One worker a processor. What only has meaning together (a laboratory, a file's fixtures) stays together.
+# One worker a processor, each with a laboratory of its own. What only has meaning together (a file's fixtures) stays together.
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Boot, provisioning, egress and ingress over AF_VSOCK, with captures at each point.
 FLOWS := tests/e2e/test_egress_lifecycle.py tests/e2e/test_ingress_lifecycle.py
@@ -71,7 +71,7 @@ test: deps ## everything that is quick: unit, packaging, the behaviour suite on 
 
 .PHONY: e2e
 e2e: deps ## the behaviour suite on one backend (LAB=netns|pair|guest|…)
-	LAB=$(or $(LAB),netns) $(BIN)/python -m pytest tests/e2e $(ARGS)
+	LAB=$(or $(LAB),netns) $(BIN)/python -m pytest $(if $(filter nested,$(LAB)),,$(PARALLEL)) tests/e2e $(ARGS)
 
 .PHONY: prepare
 prepare: deps ## download and build what a backend needs, and raise nothing (LAB=name)
