@@ -10,6 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 LAB    ?=
+TESTS  ?= tests/e2e
 
 STAMP := $(VENV)/.installed
 
@@ -70,8 +71,8 @@ test: deps ## everything that is quick: unit, packaging, the behaviour suite on 
 	@tools/stage "launch by nitro-cli" env LAB=netns $(BIN)/pytest tests/e2e/test_launch.py $(ARGS)
 
 .PHONY: e2e
-e2e: deps ## the behaviour suite on one backend (LAB=netns|pair|guest|…)
-	LAB=$(or $(LAB),netns) $(BIN)/python -m pytest $(if $(filter nested,$(LAB)),,$(PARALLEL)) tests/e2e $(ARGS)
+e2e: deps ## the behaviour suite on one backend (LAB=netns|pair|guest|…), or the files of TESTS
+	LAB=$(or $(LAB),netns) $(BIN)/python -m pytest $(if $(filter nested,$(LAB)),,$(PARALLEL)) $(TESTS) $(ARGS)
 
 .PHONY: prepare
 prepare: deps ## download and build what a backend needs, and raise nothing (LAB=name)

@@ -215,7 +215,7 @@ class NetnsBackend:
     def _start_signer(self) -> LocalProcess:
         nsm = self.directory / "nsm"
         argv = ["--socket", f"{nsm}/enclave.sock", "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
-        return self._spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
+        return self.spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
 
     def _read_signer(self, signer: LocalProcess) -> None:
         announced = json.loads(signer.wait_for_line("root_sha256", self.deadline(20)))
@@ -228,7 +228,7 @@ class NetnsBackend:
             for port in (WIREGUARD_PORT, PROVISIONING_PORT)
         ]
         argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", f"unix:{self.directory}/tap.sock"]
-        return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
+        return self.spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
 
     def _enclave_side(self, port: Port) -> StreamAddress:
         """Where the tap dials."""
@@ -333,9 +333,10 @@ class NetnsBackend:
 
     def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
         """Start a command in a node."""
-        return self._spawn_here([*self.enter(node), *argv], name=name, stdin=stdin)
+        return self.spawn_here([*self.enter(node), *argv], name=name, stdin=stdin)
 
-    def _spawn_here(self, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
+    def spawn_here(self, argv: Sequence[str], *, name: str, stdin: bool = False) -> LocalProcess:
+        """Start a command on this machine, in no node; it goes with the laboratory."""
         process = LocalProcess.start(name, argv, log=self.directory / f"logs/{name}.log", stdin=stdin)
         self._processes.append(process)
         return process

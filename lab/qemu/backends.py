@@ -36,6 +36,7 @@ from lab.errors import LabError
 from lab.netns import build, privilege
 from lab.netns.backend import LAB, NetnsBackend
 from lab.process import LocalProcess
+from lab.qemu import security_module
 from lab.qemu.capture import GuestCapture
 from lab.qemu.channel import GuestProcess
 from lab.qemu.errors import GuestError
@@ -45,6 +46,7 @@ from lab.qemu.kvm import Acceleration
 from lab.qemu.kvm import choose as choose_acceleration
 from lab.qemu.machine import BOOT_DEADLINE, SHELL_SOCKET, GuestVsock, Machine, MachineSpec, Tools, VsockDevice
 from lab.qemu.packages import cache_directory, read_lock, unavailable, unpack_group
+from lab.qemu.security_module import SecurityModule
 from lab.tap import TapRoute
 from lab.topology import PACKET_POINTS, Node, Point
 from wgvsock.addresses import (
@@ -61,7 +63,6 @@ from wgvsock.addresses import (
 
 ENCLAVE_CID: Final = Cid(16)
 NODE_CID: Final = Cid(3)
-SECURITY_MODULE: Final = "cuse"
 PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 
 GUEST_DIRECTORY: Final = "/lab"  # a node has a /run of its own
@@ -98,6 +99,9 @@ class GuestBackend(NetnsBackend):
     signer_port = Port(SIGNER_PORT)
     """Where the enclave guest's host answers for the signer."""
 
+    security_module: SecurityModule
+    """What leads from the signer to the enclave's /dev/nsm."""
+
     _tools: Tools
     _image: Image
     _acceleration: Acceleration
@@ -111,7 +115,7 @@ class GuestBackend(NetnsBackend):
         self._machines: dict[Node, Machine] = {}
         self._devices: dict[Node, GuestVsock] = {}
         self._enclave_image: Image | None = None  # in place of the laboratory's
-        self._security_module: GuestProcess | None = None
+        self.security_module = security_module.kind(security_module.asked_for())(self)
         self._guest_processes: list[tuple[str, GuestProcess]] = []
 
     @classmethod
@@ -137,6 +141,7 @@ class GuestBackend(NetnsBackend):
                 "ramdisks": [str(ramdisk) for ramdisk in self._image.ramdisks],
                 "command_line": self._image.command_line,
             },
+            "security_module": self.security_module.name,
             "acceleration": asdict(self._acceleration),
             "machines": {node: machine.describe() for node, machine in self._machines.items()},
             "devices": {node: device.describe() for node, device in self._devices.items()},
@@ -157,6 +162,7 @@ class GuestBackend(NetnsBackend):
         image = state["image"]
         self._image = Image(Path(image["kernel"]), tuple(map(Path, image["ramdisks"])), image["command_line"])
         self._acceleration = Acceleration(**state["acceleration"])
+        self.security_module = security_module.kind(state["security_module"])(self)
         for name, description in state["machines"].items():
             node = Node(name)
             self._place(node, self._guests()[node])
@@ -167,8 +173,6 @@ class GuestBackend(NetnsBackend):
             log = self.directory / f"logs/{description['name']}.log"
             process = self._machines[Node(description["guest"])].adopt_process(description, log)
             self._guest_processes.append((description["guest"], process))
-            if process.name == SECURITY_MODULE:
-                self._security_module = process
 
     def detach(self) -> None:
         """Hang up: a guest's request channel serves one process at a time."""
@@ -187,7 +191,7 @@ class GuestBackend(NetnsBackend):
     @classmethod
     def prepare(cls) -> None:
         """Fill the cache: QEMU, kernel and userland from the pinned packages; and find out about KVM."""
-        tools = Tools(unpack_group("host", read_lock(), cache_directory()))
+        tools = _tools(security_module.kind(security_module.asked_for()))
         choose_acceleration(tools, build_base(cache_directory()).kernel)
 
     def up(self) -> None:
@@ -195,10 +199,11 @@ class GuestBackend(NetnsBackend):
         for folder in ("logs", "nsm"):
             (self.directory / folder).mkdir(parents=True)
         tools, image = self._given
-        self._tools = tools or Tools(unpack_group("host", read_lock(), cache_directory()))
+        self._tools = tools or _tools(self.security_module)
         self._image = image or self._build_image()
         self._acceleration = choose_acceleration(self._tools, self._image.kernel)
         signer = self._start_signer()
+        self.security_module.raise_up()
         self._boot()
         self._raise_nodes()
         starting = [self.start_server(service) for service in self.topology.services]
@@ -218,9 +223,9 @@ class GuestBackend(NetnsBackend):
         path = self.directory / "measurements.json"
         path.write_text(json.dumps(measured))
         nsm = self.directory / "nsm"
-        argv = ["--socket", f"{nsm}/enclave.sock", "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
+        argv = ["--socket", str(self.signer_socket), "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
         argv += ["--measurements", str(path)]
-        return self._spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
+        return self.spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
 
     def _boot(self) -> None:
         """Start the guests together: they boot side by side."""
@@ -245,7 +250,8 @@ class GuestBackend(NetnsBackend):
     def _specification(self, node: Node) -> MachineSpec:
         vsock = self._devices[node].specification
         image = self._enclave_image if node is Node.ENCLAVE else None
-        return MachineSpec(node, image or self._image, vsock=vsock, accelerator=self._acceleration.name)
+        extra = self.security_module.options() if node is self._guest_of(Node.ENCLAVE) else ()
+        return MachineSpec(node, image or self._image, vsock=vsock, accelerator=self._acceleration.name, extra=extra)
 
     def _start(self, node: Node, cid: Cid) -> None:
         """Start a guest with its vsock device; the enclave's security module is reached through it."""
@@ -253,8 +259,13 @@ class GuestBackend(NetnsBackend):
         device = self._devices[node]
         device.start(Deadline(10))
         if node is self._guest_of(Node.ENCLAVE):
-            device.serve(self.signer_port, self.directory / "nsm/enclave.sock")
+            self.security_module.power_on(device)
         self._machines[node].start()
+
+    @property
+    def signer_socket(self) -> Path:
+        """Where the signer answers for the enclave."""
+        return self.directory / "nsm/enclave.sock"
 
     @property
     def enclave_guest(self) -> Machine:
@@ -278,7 +289,6 @@ class GuestBackend(NetnsBackend):
             entropy = self.entropy_log.read_bytes()
         self._machines[Node.ENCLAVE].kill()
         self._devices[Node.ENCLAVE].stop()
-        self._security_module = None
         self.enclave_cid = cid or self.enclave_cid
         self._enclave_image = image
         self.nsm.set_measurements(measure(from_image(image or self._image)))
@@ -310,7 +320,7 @@ class GuestBackend(NetnsBackend):
     def _start_tap(self) -> LocalProcess:
         routes = [TapRoute(port, self._relay_side(port), self._enclave_side(port)) for port in PORTS]
         argv = ["--recording", str(self.directory / "vsock.pcap"), "--control", f"unix:{self.directory}/tap.sock"]
-        return self._spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
+        return self.spawn_here([sys.executable, "-m", "lab.tap", *argv, *map(str, routes)], name="tap")
 
     def _relay_side(self, port: Port) -> StreamAddress:
         """Where the tap listens for the Relay's dial."""
@@ -390,9 +400,10 @@ class GuestBackend(NetnsBackend):
         if machine is None:
             return super().spawn(node, argv, name=name, stdin=stdin)
         command = [*self._enter_in_guest(node), *self.translate(node, argv)]
-        return self._spawn_in(machine, command, name=name, stdin=stdin)
+        return self.spawn_in(machine, command, name=name, stdin=stdin)
 
-    def _spawn_in(self, machine: Machine, argv: Sequence[str], *, name: str, stdin: bool = False) -> GuestProcess:
+    def spawn_in(self, machine: Machine, argv: Sequence[str], *, name: str, stdin: bool = False) -> GuestProcess:
+        """Start a command in a guest, in no node."""
         process = machine.spawn(argv, name=name, log=self.directory / f"logs/{name}.log", stdin=stdin)
         self._guest_processes.append((machine.spec.name, process))
         return process
@@ -408,7 +419,7 @@ class GuestBackend(NetnsBackend):
         if self.process(name) is None:
             ends = (VsockAddress(VMADDR_CID_ANY, entrance), self._enclave_side(port))
             argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(VMADDR_CID_HOST), *map(str, ends)]
-            self._spawn_in(self._machines[Node.NODE], argv, name=name).wait_for_line("ready", self.deadline(20))
+            self.spawn_in(self._machines[Node.NODE], argv, name=name).wait_for_line("ready", self.deadline(20))
         return self._dial(self._devices[Node.NODE].address(entrance))
 
     def processes_in(self, node: Node) -> list[int]:
@@ -420,7 +431,7 @@ class GuestBackend(NetnsBackend):
             done = machine.run(["ip", "netns", "pids", build.namespace(self.prefix, node)])
             return [int(pid) for pid in done.check().stdout.split()]
         done = machine.run([PYTHON, "-I", "-S", "-c", _PROCESSES_SCRIPT])
-        ours = {1, self._security_module.pid} if self._security_module is not None else {1}
+        ours = {1} | self.security_module.processes()
         return [pid for pid in json.loads(done.check().stdout) if pid not in ours]
 
     # -- Relay and Enclave ---------------------------------------------------------------------------------------------
@@ -471,11 +482,11 @@ class GuestBackend(NetnsBackend):
     ) -> LocalProcess:
         """Start the production Enclave with /dev/nsm, and its application, as after a boot.
 
-        The module's registers are what a boot leaves: the daemon behind /dev/nsm is started anew. The production
+        The module's registers are what a boot leaves. The production
         command has no option for timings: with some, `lab.enclave_agent` takes its place.
         """
         machine = self.enclave_guest
-        self._start_security_module()
+        self.security_module.boot()
         path = f"{GUEST_DIRECTORY}/enclave.toml"
         machine.channel().write_file(
             path, self._toml(config if config is not None else self.enclave_config(), "enclave")
@@ -486,18 +497,6 @@ class GuestBackend(NetnsBackend):
         else:
             argv = [PYTHON, "-m", "lab.qemu.production", _ENTROPY_LOG, "enclave", "run", "--config", path, "--"]
         return self.spawn(Node.ENCLAVE, [*argv, *self.server_argv(self.topology.application)], name="enclave")
-
-    def _start_security_module(self) -> None:
-        machine = self.enclave_guest
-        if self._security_module is not None:
-            self._security_module.kill()
-            self.deadline(10).poll(lambda: not self._has_security_module(), "/dev/nsm to go")
-        argv = [PYTHON, "-m", "lab.cuse.nsm", "--port", str(self.signer_port)]
-        self._security_module = self._spawn_in(machine, argv, name=SECURITY_MODULE)
-        self.deadline(10).poll(self._has_security_module, "/dev/nsm")
-
-    def _has_security_module(self) -> bool:
-        return self.enclave_guest.run(["test", "-c", "/dev/nsm"]).exit_code == 0
 
     def _toml(self, config: Mapping[str, Any], name: str) -> bytes:
         """The file's content, with a copy on this machine for the artifacts."""
@@ -560,6 +559,11 @@ class PairBackend(GuestBackend):
         for port in PORTS:
             self._devices[Node.NODE].serve(port, self.directory / f"relay-{port}")
         return super()._start_tap()
+
+
+def _tools(module: SecurityModule | type[SecurityModule]) -> Tools:
+    """The pinned QEMU that a security module needs."""
+    return Tools(unpack_group(module.packages, read_lock(), cache_directory()))
 
 
 def in_guest(argv: Sequence[str]) -> list[str]:

@@ -60,6 +60,7 @@ _SKIPPED: Final = (
     *("usr/lib/python3.11/turtle.py", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/tc"),
     *("usr/lib/x86_64-linux-gnu/tc", "usr/lib/python3.11/sitecustomize.py", "etc/python3.11", "usr/lib/bfd-plugins"),
 )
+_LOADER: Final = "ld-linux-x86-64.so.2"
 _DEVICES: Final[dict[str, Entry]] = {
     "dev/console": CharacterDevice(5, 1),
     "dev/null": CharacterDevice(1, 3, 0o666),
@@ -203,9 +204,9 @@ def compiled(tree: Mapping[str, Entry], guest: Path, *, keep_source: bool) -> di
 
 def private_loader(root: Path) -> list[str]:
     """The beginning of a command that runs a program of an unpacked tree on that tree's C library and no other."""
-    folders = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib")
-    path = ":".join(str(root / folder) for folder in folders)
-    return [str(root / "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), "--library-path", path]
+    folders = [root / folder for folder in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib")]
+    loader = next((folder for folder in folders if (folder / _LOADER).exists()), folders[0]) / _LOADER
+    return [str(loader), "--library-path", ":".join(map(str, folders))]
 
 
 def _busybox(guest: Path) -> dict[str, Entry]:

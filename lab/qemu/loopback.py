@@ -100,7 +100,7 @@ class LoopbackBackend(GuestBackend):
         routes = [TapRoute(port, self.relay_address(port), self._enclave_side(port)) for port in PORTS]
         control = VsockAddress(VMADDR_CID_ANY, CONTROL_PORT)
         argv = [PYTHON, "-m", "lab.tap", "--recording", _RECORDING, "--control", str(control), *map(str, routes)]
-        return self._spawn_in(self.enclave_guest, argv, name="tap")
+        return self.spawn_in(self.enclave_guest, argv, name="tap")
 
     def _connect_controls(self) -> None:
         super()._connect_controls()

@@ -52,6 +52,7 @@ from lab.qemu.machine import (
 )
 from lab.qemu.nested_image import FOLDER, KERNEL, MODULES, RAMDISKS, TOOLS
 from lab.qemu.packages import cache_directory
+from lab.qemu.security_module import VARIABLE, CuseModule
 from lab.topology import Node, Point
 from wgvsock.addresses import VMADDR_CID_ANY, VMADDR_CID_HOST, Cid, Port, StreamAddress, VsockAddress
 
@@ -175,6 +176,15 @@ class NestedBackend(PairBackend):
     boot_deadline = 300.0
     inner_accelerator = "tcg"
 
+    def __init__(self, identity: str, **options: Any) -> None:
+        super().__init__(identity, **options)
+        if self.security_module.name != CuseModule.name:
+            raise LabError(
+                f"nested has no {self.security_module.name} security module",
+                why="the enclave's QEMU runs in the outer guest, where the signer's process does not",
+                fix=f"without {VARIABLE}",
+            )
+
     @classmethod
     def prepare(cls) -> None:
         """Fill the cache, also with what the outer guest has beside an ordinary one's files."""
@@ -223,7 +233,7 @@ class NestedBackend(PairBackend):
         prepared = outer.run(["sh", "-c", _PREPARE], deadline=Deadline(30, scale=outer.scale)).check()
         self.inner_accelerator = prepared.stdout.decode().strip() or "tcg"
         argv = [PYTHON, "-m", "lab.qemu.nested_ports", str(FOLDER), *_CHANNELS]
-        self._spawn_in(outer, argv, name="ports").wait_for_line(nested_ports.READY, Deadline(20, scale=outer.scale))
+        self.spawn_in(outer, argv, name="ports").wait_for_line(nested_ports.READY, Deadline(20, scale=outer.scale))
 
     def _place(self, node: Node, cid: Cid) -> None:
         if node is Node.NODE:

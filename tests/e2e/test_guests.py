@@ -19,6 +19,7 @@ from lab.qemu.cpio import File
 from lab.qemu.image import build as build_image
 from lab.qemu.machine import VsockDevice
 from lab.topology import Node
+from lab.virtio.nsm import DEVICE_ID
 from wgvsock.addresses import Cid
 
 pytestmark = pytest.mark.lab
@@ -53,13 +54,20 @@ def with_a_guest_of_its_own(lab: Ladder) -> Ladder:
     return lab
 
 
-def test_dev_nsm_is_a_character_device_of_cuse_that_the_enclave_holds_open(tunnel: Ladder) -> None:
+def test_dev_nsm_is_a_character_device_of_its_driver_that_the_enclave_holds_open(tunnel: Ladder) -> None:
     listing = in_enclave(tunnel, "ls", "-l", "/dev/nsm")
     assert listing.startswith("c")
     major, minor = (int(number, 16) for number in in_enclave(tunnel, "stat", "-c", "%t %T", "/dev/nsm").split())
     driver = in_enclave(tunnel, "readlink", f"/sys/dev/char/{major}:{minor}")
-    assert driver.endswith("/cuse/nsm")
-    assert f"{major} nsm" in [line.strip() for line in in_enclave(tunnel, "cat", "/proc/devices").splitlines()]
+    majors = [line.strip() for line in in_enclave(tunnel, "cat", "/proc/devices").splitlines()]
+    if guest(tunnel).security_module.name == "cuse":
+        assert driver.endswith("/cuse/nsm")
+        assert f"{major} nsm" in majors
+    else:  # the kernel's own driver
+        assert driver.endswith("/misc/nsm")
+        assert f"{major} misc" in majors
+        devices = in_enclave(tunnel, "sh", "-c", "cat /sys/bus/virtio/drivers/nsm/virtio*/device")
+        assert int(devices, 16) == DEVICE_ID
     assert tunnel.enclave is not None
     assert "/dev/nsm" in in_enclave(tunnel, "ls", "-l", f"/proc/{tunnel.enclave.pid}/fd")
 

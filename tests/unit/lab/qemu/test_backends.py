@@ -10,6 +10,7 @@ import pytest
 from lab.netns.backend import LAB
 from lab.qemu.backends import GuestBackend, PairBackend, in_guest
 from lab.qemu.production import recorded
+from lab.qemu.security_module import CuseModule
 from lab.topology import Node
 from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT
 
@@ -67,7 +68,7 @@ def test_only_other_timings_take_the_place_of_the_production_command(
     written: dict[str, bytes] = {}
     spawned: list[list[str]] = []
     monkeypatch.setattr(GuestBackend, "enclave_guest", Guest())
-    monkeypatch.setattr(GuestBackend, "_start_security_module", lambda _self: None)
+    monkeypatch.setattr(CuseModule, "boot", lambda _self: None)
     monkeypatch.setattr(GuestBackend, "spawn", lambda _self, _node, argv, *, name: spawned.append([name, *argv]))
     GuestBackend("x", directory=tmp_path).start_enclave(timings=timings)
     (argv,) = spawned
