@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -30,11 +31,11 @@ class Joint:
     """One channel and its port.
 
     Args:
-        port: Descriptor of the virtio-serial port, blocking.
+        port: The virtio-serial port, blocking; a file, as the number of one that is closed may be another file's.
         listener: Where the inner guest's QEMU connects.
     """
 
-    def __init__(self, port: int, listener: socket.socket) -> None:
+    def __init__(self, port: FileIO, listener: socket.socket) -> None:
         self._port = port
         self._listener = listener
         self._channel: socket.socket | None = None
@@ -47,13 +48,13 @@ class Joint:
                 while data := channel.recv(_PIECE):
                     view = memoryview(data)
                     while view:
-                        view = view[os.write(self._port, view) :]
+                        view = view[self._port.write(view) :]
             self._channel = None
 
     def carry_in(self) -> None:
         """What the host writes goes to the guest that is there; to none, where there is none."""
         while True:
-            data = os.read(self._port, _PIECE)
+            data = self._port.read(_PIECE)
             if not data:
                 time.sleep(_IDLE_PAUSE)
             elif (channel := self._channel) is not None:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(Path(folder) / f"{name}.sock"))
         listener.listen()
-        joint = Joint(port, listener)
+        joint = Joint(FileIO(port, "r+"), listener)
         threads += [threading.Thread(target=carry) for carry in (joint.carry_out, joint.carry_in)]
     for thread in threads:
         thread.start()

@@ -3,8 +3,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,25 @@ class Bench:
         self.listener.bind(str(path))
         self.listener.listen()
         self.host, self.port = (stack.enter_context(end) for end in socket.socketpair())
-        self.joint = Joint(self.port.fileno(), self.listener)
-        for carry in (self.joint.carry_out, self.joint.carry_in):
-            threading.Thread(target=self._until_closed, args=(carry,), daemon=True).start()
+        self.file = FileIO(os.dup(self.port.fileno()), "r+")
+        joint = Joint(self.file, self.listener)
+        self.threads = [
+            threading.Thread(target=self._until_closed, args=(carry,)) for carry in (joint.carry_out, joint.carry_in)
+        ]
+        for thread in self.threads:
+            thread.start()
 
-    def _until_closed(self, carry: object) -> None:
-        try:
-            carry()  # type: ignore[operator]
-        except OSError:
-            return
+    def _until_closed(self, carry: Callable[[], None]) -> None:
+        with suppress(OSError, ValueError):  # what a closed socket and a closed file say
+            carry()
+
+    def close(self) -> None:
+        """End both threads, before their numbers are other files'."""
+        self.port.shutdown(socket.SHUT_RDWR)
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.file.close()
+        for thread in self.threads:
+            thread.join()
 
     def guest(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -44,8 +55,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         bench = Bench(tmp_path / "agent.sock", stack)
         bench.host.settimeout(10)
         yield bench
-        bench.port.shutdown(socket.SHUT_RDWR)
-        bench.listener.shutdown(socket.SHUT_RDWR)
+        bench.close()
 
 
 def test_both_directions(bench: Bench) -> None:
