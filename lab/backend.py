@@ -168,6 +168,16 @@ class Backend(Protocol):
         ...
 
     @property
+    def nsm_device(self) -> str:
+        """What the Enclave has for a Nitro Security Module's device."""
+        ...
+
+    @property
+    def own_processes(self) -> tuple[str, ...]:
+        """Names of the processes that only `up` can start; without them there is nothing to be mended."""
+        ...
+
+    @property
     def entropy_log(self) -> Path:
         """What the Enclave drew (`lab.opener`); a file on this machine."""
         ...

@@ -31,9 +31,6 @@ READY_TIMEOUT: Final = 20
 _LAST_WORDS: Final = 1000
 """Characters of a log."""
 
-_OWN_PROCESSES: Final = ("signer", "tap")
-"""What only raising can start: without them Ansible has nothing to mend."""
-
 
 def raise_up(asked: str) -> PlayResult:
     """Bring a laboratory up, or go over the one that stands; it is then ready and has answered a request each way.
@@ -75,7 +72,7 @@ def _standing(asked: str) -> Backend | None:
 
 def _broken(backend: Backend) -> str:
     """Why a laboratory cannot be gone over again, or nothing."""
-    for name in _OWN_PROCESSES:
+    for name in backend.own_processes:
         if backend.process(name) is None:
             return f"{name} does not run"
     try:
@@ -116,6 +113,7 @@ def _raise(asked: str) -> Backend:
     try:
         timed("machines booted; network, servers, signer and tap up", backend.up)
         say(f"processors: {backend.processors}")
+        say(f"security module: {backend.nsm_device}")
     except BaseException:
         _keep(backend)
         backend.down()

@@ -126,6 +126,16 @@ class NetnsBackend:
         """The enclave's too."""
         return "this machine's own"
 
+    @property
+    def nsm_device(self) -> str:
+        """A namespace has no devices of its own."""
+        return "none: the agent asks the signer over a Unix socket"
+
+    @property
+    def own_processes(self) -> tuple[str, ...]:
+        """The vsock point, and who signs."""
+        return ("signer", "tap")
+
     # -- staying up ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

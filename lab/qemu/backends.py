@@ -128,6 +128,16 @@ class GuestBackend(NetnsBackend):
         """See `lab.qemu.kvm`."""
         return str(self._acceleration)
 
+    @property
+    def nsm_device(self) -> str:
+        """See `lab.qemu.security_module`."""
+        return f"{security_module.DEVICE} {self.security_module.served_by}"
+
+    @property
+    def own_processes(self) -> tuple[str, ...]:
+        """The security module's too."""
+        return (*super().own_processes, *self.security_module.own_processes)
+
     # -- staying up ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

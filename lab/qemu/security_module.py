@@ -38,6 +38,12 @@ class SecurityModule(Protocol):
     packages: str
     """The group of pinned packages that has the QEMU for it."""
 
+    served_by: str
+    """By what the device is there, in words."""
+
+    own_processes: tuple[str, ...]
+    """Names of its processes on this machine."""
+
     def raise_up(self) -> None:
         """Start what has to run before the guests."""
 
@@ -67,6 +73,8 @@ class CuseModule:
 
     name = "cuse"
     packages = "host"
+    served_by = "by a daemon in the guest (CUSE)"
+    own_processes: tuple[str, ...] = ()
 
     def __init__(self, lab: GuestBackend) -> None:
         self._lab = lab
@@ -109,8 +117,8 @@ class VirtioModule:
 
     name = "virtio"
     packages = "host-virtio"
-
-    _PROCESS: Final = "virtio-nsm"
+    served_by = "by the kernel's nsm driver (virtio)"
+    own_processes: tuple[str, ...] = ("virtio-nsm",)
 
     def __init__(self, lab: GuestBackend) -> None:
         self._lab = lab
@@ -122,7 +130,7 @@ class VirtioModule:
     def raise_up(self) -> None:
         """Start the device's process: it waits for QEMU, and for the next one."""
         argv = ["--socket", str(self._socket), "--signer", str(self._lab.signer_socket)]
-        process = self._lab.spawn_here([sys.executable, "-m", "lab.virtio.nsm", *argv], name=self._PROCESS)
+        process = self._lab.spawn_here([sys.executable, "-m", "lab.virtio.nsm", *argv], name=self.own_processes[0])
         process.wait_for_line("ready", self._lab.deadline(20))
 
     def options(self) -> tuple[str, ...]:
@@ -135,9 +143,10 @@ class VirtioModule:
 
     def boot(self) -> None:
         """Load the driver, where it is not loaded yet, and have the device begin another boot."""
-        process = self._lab.process(self._PROCESS)
+        (name,) = self.own_processes
+        process = self._lab.process(name)
         if process is None:
-            raise LabError(f"cannot begin a boot of {DEVICE}", why=f"{self._PROCESS} does not run")
+            raise LabError(f"cannot begin a boot of {DEVICE}", why=f"{name} does not run")
         self._lab.enclave_guest.run(["modprobe", "nsm"]).check()
         self._lab.deadline(10).poll(lambda: has_device(self._lab), DEVICE)
         process.signal(signal.SIGHUP)

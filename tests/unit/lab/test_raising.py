@@ -17,6 +17,8 @@ from lab.topology import Node
 class FakeBackend:
     name = "fake"
     processors = "emulated (TCG): as asked"
+    nsm_device = "/dev/nsm by a daemon"
+    own_processes = ("signer", "tap")
     calls: list[str]
     broken_nodes: tuple[Node, ...] = ()
     processes = ("signer", "tap")
@@ -98,7 +100,9 @@ def test_a_new_one_is_prepared_raised_and_provisioned(
     assert raising.raise_up("") == PlayResult(ok=3, changed=1)
     assert fake.calls == ["prepare", "up", "detach", "play"]
     assert standing.is_standing()
-    assert "processors: emulated (TCG): as asked\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "processors: emulated (TCG): as asked\n" in said
+    assert "security module: /dev/nsm by a daemon\n" in said
 
 
 def test_a_backend_that_can_be_had(fake: type[FakeBackend]) -> None:

@@ -125,8 +125,13 @@ def test_nested_has_cuse_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert error.value.fix == "without LAB_NSM"
 
 
-def test_one_that_stands_keeps_the_module_that_it_was_raised_with(
+def test_a_laboratory_has_the_module_that_is_asked_for_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cuse = GuestBackend("x", directory=tmp_path)
+    assert cuse.nsm_device == "/dev/nsm by a daemon in the guest (CUSE)"
+    assert cuse.own_processes == ("signer", "tap")
     monkeypatch.setenv("LAB_NSM", "virtio")
-    assert GuestBackend("x", directory=tmp_path).security_module.name == "virtio"
+    virtio = GuestBackend("x", directory=tmp_path)
+    assert virtio.nsm_device == "/dev/nsm by the kernel's nsm driver (virtio)"
+    assert virtio.own_processes == ("signer", "tap", "virtio-nsm")
