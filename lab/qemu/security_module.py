@@ -10,23 +10,55 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
+from lab.deadline import Deadline
 from lab.errors import LabError
+from lab.process import LocalProcess
 from lab.qemu.image import PYTHON
+from lab.qemu.machine import GuestVsock, Machine
 from lab.virtio.nsm import DEVICE_ID
-
-if TYPE_CHECKING:
-    from lab.process import LocalProcess
-    from lab.qemu.backends import GuestBackend
-    from lab.qemu.machine import GuestVsock
+from wgvsock.addresses import Port
 
 VARIABLE: Final = "LAB_NSM"
 """``cuse`` (the default) or ``virtio``."""
 
 DEVICE: Final = "/dev/nsm"
+
+
+class Laboratory(Protocol):
+    """What a security module needs of the laboratory whose enclave it is for: see `lab.qemu.backends.GuestBackend`."""
+
+    directory: Path
+    signer_port: Port
+
+    @property
+    def signer_socket(self) -> Path:
+        """Where the signer answers for the enclave."""
+        ...
+
+    @property
+    def enclave_guest(self) -> Machine:
+        """The guest that the Enclave runs in."""
+        ...
+
+    def deadline(self, seconds: float) -> Deadline:
+        """In the guests' time."""
+        ...
+
+    def process(self, name: str) -> LocalProcess | None:
+        """The newest process of a name that still runs, here or in a guest."""
+        ...
+
+    def spawn_here(self, argv: Sequence[str], *, name: str) -> LocalProcess:
+        """Start a command on this machine."""
+        ...
+
+    def spawn_in(self, machine: Machine, argv: Sequence[str], *, name: str) -> LocalProcess:
+        """Start a command in a guest."""
+        ...
 
 
 class SecurityModule(Protocol):
@@ -76,7 +108,7 @@ class CuseModule:
     served_by = "by a daemon in the guest (CUSE)"
     own_processes: tuple[str, ...] = ()
 
-    def __init__(self, lab: GuestBackend) -> None:
+    def __init__(self, lab: Laboratory) -> None:
         self._lab = lab
 
     def raise_up(self) -> None:
@@ -120,7 +152,7 @@ class VirtioModule:
     served_by = "by the kernel's nsm driver (virtio)"
     own_processes: tuple[str, ...] = ("virtio-nsm",)
 
-    def __init__(self, lab: GuestBackend) -> None:
+    def __init__(self, lab: Laboratory) -> None:
         self._lab = lab
 
     @property
@@ -175,6 +207,6 @@ def asked_for(environment: Mapping[str, str] = os.environ) -> str:
     return environment.get(VARIABLE) or CuseModule.name
 
 
-def has_device(lab: GuestBackend) -> bool:
+def has_device(lab: Laboratory) -> bool:
     """Whether the guest has the device node."""
     return lab.enclave_guest.run(["test", "-c", DEVICE]).exit_code == 0
