@@ -19,9 +19,9 @@ SNAPSHOT: Final = "http://snapshot.debian.org/archive/debian/20261123T000000Z"
 """Where a package is still found after it left the archive."""
 
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_SUITES: Final = ("bookworm", "bookworm-backports", "forky")
+_SUITES: Final = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "forky")
 _QEMU: Final = "1:10.0.2+ds-2+deb13u1~bpo12+1"
-_QEMU_VIRTIO: Final = "1:11.1.2+ds-3"
+_QEMU_VIRTIO: Final = "1:11.1.3+ds-1~bpo13+1"
 _KERNEL: Final = "6.12.95-1~bpo12+1"
 
 _HOST_LIBRARIES: Final = (
@@ -42,12 +42,12 @@ _HOST_LIBRARIES: Final = (
     *("libtasn1-6", "libudev1", "libunistring2", "liburing2", "libuuid1", "libvdeplug2", "libzstd1", "zlib1g"),
 )
 _HOST_VIRTIO_LIBRARIES: Final = (
-    *("libaio1t64", "libatomic1", "libblkid1", "libbpf1", "libc6", "libcapstone5", "libdaxctl1", "libelf1t64"),
-    *("libfdt1", "libffi8", "libfuse3-4", "libgcc-s1", "libglib2.0-0t64", "libgmp10", "libgnutls30t64"),
+    *("libaio1t64", "libatomic1", "libblkid1", "libbpf1", "libc6", "libcap2", "libcapstone5", "libdaxctl1"),
+    *("libelf1t64", "libfdt1", "libffi8", "libfuse3-4", "libgcc-s1", "libglib2.0-0t64", "libgmp10", "libgnutls30t64"),
     *("libhogweed6t64", "libibverbs1", "libidn2-0", "libjpeg62-turbo", "libkmod2", "libmount1", "libndctl6"),
     *("libnettle8t64", "libnl-3-200", "libnl-route-3-200", "libnuma1", "libp11-kit0", "libpcre2-8-0"),
     *("libpixman-1-0", "libpmem1", "libpng16-16t64", "librdmacm1t64", "libsasl2-2", "libseccomp2", "libselinux1"),
-    *("libslirp0", "libssl3t64", "libsystemd0", "libtasn1-6", "libudev1", "libunistring5", "liburing2", "libuuid1"),
+    *("libslirp0", "libssl3t64", "libtasn1-6", "libudev1", "libunistring5", "liburing2", "libuuid1"),
     *("libvdeplug2t64", "libzstd1", "zlib1g"),
 )
 _GUEST: Final = (
@@ -88,9 +88,9 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     # The first QEMU that lends a device of any kind to a process (vhost-user-test-device-pci): `lab.virtio`.
     "host-virtio": (
         *(f"{name}={_QEMU_VIRTIO}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data")),
-        "seabios/forky",
+        "seabios/trixie",
         "vhost-device-vsock=0.3.0-2",
-        *(f"{name}/forky" for name in _HOST_VIRTIO_LIBRARIES),
+        *(f"{name}/trixie" for name in _HOST_VIRTIO_LIBRARIES),
     ),
     "kernel": (f"linux-image-6.12.95+deb12-cloud-amd64={_KERNEL}",),
     "guest": tuple(f"{name}/bookworm" for name in _GUEST),

@@ -49,7 +49,7 @@ def test_the_committed_pins_are_whole() -> None:
     [
         ("host", "qemu-system-x86", "1:10.0.2+ds"),
         ("host", "vhost-device-vsock", "0.3.0-2"),
-        ("host-virtio", "qemu-system-x86", "1:11.1.2+ds"),
+        ("host-virtio", "qemu-system-x86", "1:11.1.3+ds"),
         ("host-virtio", "vhost-device-vsock", "0.3.0-2"),
         ("guest", "python3.11-minimal", "3.11.2"),
     ],
