@@ -222,10 +222,15 @@ class NetnsBackend:
             argv += ["--a", self.topology.external4, "--aaaa", self.topology.external6]
         return argv
 
-    def _start_signer(self) -> LocalProcess:
+    @property
+    def signer_socket(self) -> Path:
+        """Where the signer answers for the enclave."""
+        return self.directory / "nsm/enclave.sock"
+
+    def _start_signer(self, *options: str) -> LocalProcess:
         nsm = self.directory / "nsm"
-        argv = ["--socket", f"{nsm}/enclave.sock", "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
-        return self.spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
+        argv = ["--socket", str(self.signer_socket), "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
+        return self.spawn_here([sys.executable, "-m", "lab.nsm.server", *argv, *options], name="signer")
 
     def _read_signer(self, signer: LocalProcess) -> None:
         announced = json.loads(signer.wait_for_line("root_sha256", self.deadline(20)))
@@ -390,7 +395,7 @@ class NetnsBackend:
         """Start the production Enclave with the laboratory's signer as its security module, and its application."""
         path = self._write_config("enclave.toml", config if config is not None else self.enclave_config())
         argv = [sys.executable, "-m", "lab.enclave_agent", "--config", path]
-        argv += ["--secure-module", f"{self.directory}/nsm/enclave.sock"]
+        argv += ["--secure-module", str(self.signer_socket)]
         argv += ["--entropy-log", str(self.entropy_log), "--timings", json.dumps(timings or {})]
         return self.spawn(Node.ENCLAVE, [*argv, "--", *self.server_argv(self.topology.application)], name="enclave")
 

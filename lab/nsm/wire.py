@@ -27,20 +27,24 @@ def receive_message(connection: socket.socket) -> bytes | None:
     Raises:
         OSError: The connection broke, or the message is too long.
     """
-    head = _receive(connection, _LENGTH.size)
+    head = receive_bytes(connection, _LENGTH.size)
     if not head:
         return None
     (length,) = _LENGTH.unpack(head)
     if length > MAX_MESSAGE_SIZE:
         raise ConnectionError(f"a message of {length} bytes")
-    message = _receive(connection, length)
+    message = receive_bytes(connection, length)
     if length and not message:
         raise ConnectionError("the connection ended within a message")
     return message
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
-    """`size` bytes, or none when the stream ends before the first of them."""
+def receive_bytes(connection: socket.socket, size: int) -> bytes:
+    """`size` bytes, or none when the stream ends before the first of them.
+
+    Raises:
+        OSError: The connection broke, or ended behind the first.
+    """
     received = bytearray()
     while len(received) < size:
         piece = connection.recv(size - len(received))

@@ -227,15 +227,12 @@ class GuestBackend(NetnsBackend):
         """What the enclave's guest boots, and is measured by."""
         return build_image(target=self.directory)
 
-    def _start_signer(self) -> LocalProcess:
+    def _start_signer(self, *options: str) -> LocalProcess:
         """With the measurements that an enclave image of these files has."""
         measured = measurements_json(measure(from_image(self._image)))
         path = self.directory / "measurements.json"
         path.write_text(json.dumps(measured))
-        nsm = self.directory / "nsm"
-        argv = ["--socket", str(self.signer_socket), "--control", f"{nsm}/control.sock", "--state-dir", str(nsm)]
-        argv += ["--measurements", str(path)]
-        return self.spawn_here([sys.executable, "-m", "lab.nsm.server", *argv], name="signer")
+        return super()._start_signer("--measurements", str(path), *options)
 
     def _boot(self) -> None:
         """Start the guests together: they boot side by side."""
@@ -271,11 +268,6 @@ class GuestBackend(NetnsBackend):
         if node is self._guest_of(Node.ENCLAVE):
             self.security_module.power_on(device)
         self._machines[node].start()
-
-    @property
-    def signer_socket(self) -> Path:
-        """Where the signer answers for the enclave."""
-        return self.directory / "nsm/enclave.sock"
 
     @property
     def enclave_guest(self) -> Machine:
@@ -492,8 +484,8 @@ class GuestBackend(NetnsBackend):
     ) -> LocalProcess:
         """Start the production Enclave with /dev/nsm, and its application, as after a boot.
 
-        The module's registers are what a boot leaves. The production
-        command has no option for timings: with some, `lab.enclave_agent` takes its place.
+        The module's registers are what a boot leaves. The production command has no option for timings: with some,
+        `lab.enclave_agent` takes its place.
         """
         machine = self.enclave_guest
         self.security_module.boot()

@@ -150,7 +150,8 @@ class VirtioModule:
     name = "virtio"
     packages = "host-virtio"
     served_by = "by the kernel's nsm driver (virtio)"
-    own_processes: tuple[str, ...] = ("virtio-nsm",)
+    _PROCESS: Final = "virtio-nsm"
+    own_processes: tuple[str, ...] = (_PROCESS,)
 
     def __init__(self, lab: Laboratory) -> None:
         self._lab = lab
@@ -162,7 +163,7 @@ class VirtioModule:
     def raise_up(self) -> None:
         """Start the device's process: it waits for QEMU, and for the next one."""
         argv = ["--socket", str(self._socket), "--signer", str(self._lab.signer_socket)]
-        process = self._lab.spawn_here([sys.executable, "-m", "lab.virtio.nsm", *argv], name=self.own_processes[0])
+        process = self._lab.spawn_here([sys.executable, "-m", "lab.virtio.nsm", *argv], name=self._PROCESS)
         process.wait_for_line("ready", self._lab.deadline(20))
 
     def options(self) -> tuple[str, ...]:
@@ -175,10 +176,9 @@ class VirtioModule:
 
     def boot(self) -> None:
         """Load the driver, where it is not loaded yet, and have the device begin another boot."""
-        (name,) = self.own_processes
-        process = self._lab.process(name)
+        process = self._lab.process(self._PROCESS)
         if process is None:
-            raise LabError(f"cannot begin a boot of {DEVICE}", why=f"{name} does not run")
+            raise LabError(f"cannot begin a boot of {DEVICE}", why=f"{self._PROCESS} does not run")
         self._lab.enclave_guest.run(["modprobe", "nsm"]).check()
         self._lab.deadline(10).poll(lambda: has_device(self._lab), DEVICE)
         process.signal(signal.SIGHUP)
@@ -188,7 +188,9 @@ class VirtioModule:
         return set()
 
 
-_KINDS: Final[dict[str, type[CuseModule | VirtioModule]]] = {"cuse": CuseModule, "virtio": VirtioModule}
+_KINDS: Final[dict[str, type[CuseModule | VirtioModule]]] = {
+    module.name: module for module in (CuseModule, VirtioModule)
+}
 
 
 def kind(name: str) -> type[CuseModule | VirtioModule]:

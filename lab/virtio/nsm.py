@@ -20,13 +20,10 @@ from typing import Final
 from lab.nsm.client import UnixSecureModule
 from lab.virtio.ring import RingError
 from lab.virtio.vhost_user import Backend, VhostUserError
-from wgvsock.devices.nsm import NsmError
+from wgvsock.devices.nsm import MAX_REQUEST_SIZE, NsmError
 
 DEVICE_ID: Final = 33
 """virtio's identifier of a Nitro Security Module (VIRTIO_ID_NITRO_SEC_MOD, linux/virtio_ids.h)."""
-
-REQUEST_LIMIT: Final = 0x1000
-"""Bytes: the driver's NSM_REQUEST_MAX_SIZE."""
 
 
 class Boots:
@@ -95,7 +92,7 @@ def serve(connection: socket.socket, boots: Boots) -> None:
     """Be the device of one QEMU until it ends."""
     try:
         with connection:
-            Backend(connection, boots.request, REQUEST_LIMIT, complain).serve()
+            Backend(connection, boots.request, MAX_REQUEST_SIZE, complain).serve()
     except (VhostUserError, RingError, OSError) as error:
         complain(f"the device is lost to this guest: {error}")
     finally:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+from lab.nsm.wire import receive_bytes
 from lab.virtio.ring import MAX_SIZE, Chain, RingError, Virtqueue, gather
 
 VERSION_1: Final = 1 << 32  # VIRTIO_F_VERSION_1
@@ -66,24 +67,21 @@ class Request(IntEnum):
     SET_VRING_ENABLE = 18
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A piece of the guest's memory: its addresses for the guest and in QEMU, its bytes here."""
-
-    guest_address: int
-    user_address: int
-    data: memoryview
+_Places = Sequence[tuple[int, memoryview]]
+"""Pieces of memory: the address of the first byte, and the bytes."""
 
 
 class GuestMemory:
     """The guest's memory, mapped from the files that QEMU handed over.
 
     Args:
-        regions: Its pieces.
+        guest: Its pieces by the guest's addresses.
+        user: The same by QEMU's own.
     """
 
-    def __init__(self, regions: Sequence[Region] = ()) -> None:
-        self._regions = tuple(regions)
+    def __init__(self, guest: _Places = (), user: _Places = ()) -> None:
+        self._guest = guest
+        self._user = user
 
     @classmethod
     def map(cls, payload: bytes, descriptors: Sequence[int]) -> GuestMemory:
@@ -95,7 +93,7 @@ class GuestMemory:
         count, _ = _unpack(_REGIONS, payload)
         if count != len(descriptors) or len(payload) < _REGIONS.size + count * _REGION.size:
             raise VhostUserError(f"{count} regions of memory in {len(payload)} bytes with {len(descriptors)} files")
-        regions = []
+        guest, user = [], []
         for number, descriptor in enumerate(descriptors):
             entry = _REGION.unpack_from(payload, _REGIONS.size + number * _REGION.size)
             guest_address, size, user_address, offset = entry
@@ -103,12 +101,14 @@ class GuestMemory:
                 mapped = mmap.mmap(descriptor, offset + size)
             except (OSError, ValueError, OverflowError) as error:
                 raise VhostUserError(f"cannot map {size} bytes of the guest's memory: {error}") from None
-            regions.append(Region(guest_address, user_address, memoryview(mapped)[offset:]))
-        return cls(regions)
+            data = memoryview(mapped)[offset:]
+            guest.append((guest_address, data))
+            user.append((user_address, data))
+        return cls(guest, user)
 
     def guest(self, address: int, size: int) -> memoryview:
         """See `lab.virtio.ring.Memory`."""
-        return _find([(region.guest_address, region.data) for region in self._regions], address, size)
+        return _find(self._guest, address, size)
 
     def user(self, address: int, size: int) -> memoryview:
         """The bytes at an address of QEMU's own: it gives the rings' places so.
@@ -116,7 +116,7 @@ class GuestMemory:
         Raises:
             RingError: They are not all in the guest's memory.
         """
-        return _find([(region.user_address, region.data) for region in self._regions], address, size)
+        return _find(self._user, address, size)
 
 
 @dataclass(slots=True)
@@ -125,11 +125,16 @@ class _Vring:
 
     size: int = 0
     addresses: tuple[int, int, int] | None = None  # descriptors, available, used: QEMU's own addresses
-    taken: int = 0
+    base: int = 0  # where the queue begins
     kick: int | None = None  # eventfds
     call: int | None = None
     enabled: bool = False
     queue: Virtqueue | None = None
+
+    @property
+    def taken(self) -> int:
+        """Where the queue is, or would begin."""
+        return self.queue.taken if self.queue is not None else self.base
 
 
 @dataclass(slots=True)
@@ -235,12 +240,9 @@ class Backend:
         return True
 
     def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = self.connection.recv(size - len(data))
-            if not piece:
-                raise VhostUserError("QEMU hung up within a message")
-            data += piece
+        data = receive_bytes(self.connection, size)
+        if len(data) < size:
+            raise VhostUserError("QEMU hung up within a message")
         return data
 
     def _obey(self, request: Request, payload: bytes, descriptors: Sequence[int]) -> bytes | None:
@@ -261,7 +263,7 @@ class Backend:
                 if not 0 < vring.size <= MAX_SIZE or vring.size & (vring.size - 1):
                     raise VhostUserError(f"a queue of {vring.size} entries")
             case Request.SET_VRING_BASE:
-                vring.taken = self._state(payload)
+                vring.base = self._state(payload)
             case Request.SET_VRING_ADDR:
                 index, _, table, used, available, _ = _unpack(_VRING_ADDRESS, payload)
                 self._check_index(index)
@@ -274,7 +276,7 @@ class Backend:
                 self._notify()  # what the one before it was told may be lost
             case Request.GET_VRING_BASE:
                 self._state(payload)
-                taken = vring.queue.taken if vring.queue is not None else vring.taken
+                taken = vring.taken
                 self._stop()
                 return _VRING_STATE.pack(0, taken)
             case Request.SET_VRING_ENABLE:
@@ -298,9 +300,8 @@ class Backend:
         vring = self._vring
         if vring.addresses is None or not vring.size:
             return None
-        taken = vring.queue.taken if vring.queue is not None else vring.taken
         views = [self._memory.user(*place) for place in zip(vring.addresses, Virtqueue.sizes(vring.size), strict=True)]
-        return Virtqueue(self._memory, *views, taken=taken)
+        return Virtqueue(self._memory, *views, taken=vring.taken)
 
     def _eventfd(self, payload: bytes, descriptors: Sequence[int]) -> int | None:
         (number,) = _unpack(_NUMBER, payload)
@@ -332,8 +333,8 @@ class Backend:
         self._asked.clear()
 
 
-def _find(regions: Sequence[tuple[int, memoryview]], address: int, size: int) -> memoryview:
-    for first, data in regions:
+def _find(places: _Places, address: int, size: int) -> memoryview:
+    for first, data in places:
         begin = address - first
         if begin >= 0 and begin + size <= len(data):
             return data[begin : begin + size]
