@@ -1,1 +1,1 @@
-"""Carriers of datagrams: AF_VSOCK, Unix, TCP streams and UDP. They know bytes and addresses, never WireGuard."""
+"""Transports for datagrams: AF_VSOCK, Unix and TCP streams, and UDP. They know bytes and addresses, not WireGuard."""

@@ -1,4 +1,4 @@
-"""Keeps one address connected: dial, wait for the end of the stream, back off, dial again."""
+"""Keeps one address connected: dials, waits for the end of the stream, backs off, and dials again."""
 
 from __future__ import annotations
 
@@ -9,49 +9,26 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from wgvsock.errors import TransportError
+from wgvsock.runtime.backoff import Backoff
 from wgvsock.transports.link import StreamLink
 
-INITIAL_BACKOFF: Final = 0.5
-MAXIMUM_BACKOFF: Final = 30.0
-"""Seconds between two attempts: a restarted enclave is soon back, a dead one costs next to nothing."""
-
-BACKOFF_JITTER: Final = 0.25
-"""Each delay is lengthened by up to this share of it, so that the relays of one node do not dial in step."""
+RECENT: Final = 60.0
+RECENT_BACKOFF: Final = 0.5
+"""For `RECENT` seconds after a remote has proved itself, we wait at most `RECENT_BACKOFF` seconds between attempts. The
+remote exists and was reachable: what keeps us out now, such as a flood of connections, is best met by retrying."""
 
 _log = logging.getLogger(__name__)
 
 
-class Backoff:
-    """Delays that double from 0.5 s to 30 s, each with some jitter.
-
-    Args:
-        random: Uniform random numbers from 0 to 1.
-    """
-
-    def __init__(self, random: Callable[[], float]) -> None:
-        self._random = random
-        self._next = INITIAL_BACKOFF
-
-    def next_delay(self) -> float:
-        """Seconds to wait before the next attempt."""
-        delay = self._next
-        self._next = min(delay * 2, MAXIMUM_BACKOFF)
-        return delay * (1 + BACKOFF_JITTER * self._random())
-
-    def reset(self) -> None:
-        """Begin at the shortest delay again."""
-        self._next = INITIAL_BACKOFF
-
-
 class Dialler:
-    """Owns the one link to a dialled address and gives it stream after stream.
+    """Owns the one link to a dialled address and gives it one stream after another.
 
-    Connecting proves nothing: a stream that ends before an authenticated message came over it counts as a failed
-    attempt, or a listener that accepts and closes would be dialled thousands of times a second.
+    Connecting proves nothing: a stream that ends before an authenticated message arrives counts as a failed attempt.
+    Otherwise a listener that accepts and closes would be dialled thousands of times a second.
 
     Args:
-        link: The link to keep connected; its `on_closed` has to call `stream_closed`.
-        connect: Makes one connected socket, or raises TransportError.
+        link: The link to keep connected. Its `on_closed` must call `stream_closed`.
+        connect: Returns a connected socket, or raises TransportError.
         random: Uniform random numbers from 0 to 1, for the jitter.
     """
 
@@ -62,10 +39,12 @@ class Dialler:
         self._connect = connect
         self._backoff = Backoff(random)
         self._closed = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"dial {link.address}")
+        self._loop = asyncio.get_running_loop()
+        self._proved_at = float("-inf")  # when the last stream with an authenticated message ended
+        self._task = self._loop.create_task(self._run(), name=f"dial {link.address}")
 
     def stream_closed(self) -> None:
-        """The link's stream has ended."""
+        """Note that the link's stream has ended."""
         self._closed.set()
 
     async def aclose(self) -> None:
@@ -74,28 +53,31 @@ class Dialler:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def cancel(self) -> None:
-        """Stop dialling and close the link; the task ends soon after."""
+        """Stop dialling and close the link. The task ends soon after."""
         self._task.cancel()
-        self.link.close("it is not needed any more")
+        self.link.close("it is no longer needed")
 
     async def _run(self) -> None:
         reported = ""
         while True:
+            begun = self._loop.time()
             try:
                 sock = await self._connect()
             except TransportError as error:
-                if str(error) != reported:  # one line a change, not one an attempt
+                if str(error) != reported:  # log changes, not every attempt
                     reported = str(error)
                     _log.warning("%s", reported)
             else:
                 reported = ""
-                await self._carry(sock)
-            await asyncio.sleep(self._backoff.next_delay())
+                await self._carry(sock, self._loop.time() - begun)
+            recently = self._loop.time() - self._proved_at < RECENT
+            await asyncio.sleep(self._backoff.next_delay(RECENT_BACKOFF if recently else None))
 
-    async def _carry(self, sock: socket.socket) -> None:
+    async def _carry(self, sock: socket.socket, connect_seconds: float) -> None:
         _log.info("stream %s connected", self.link.address)
         self._closed.clear()
-        self.link.attach(sock)
+        self.link.attach(sock, connect_seconds)
         await self._closed.wait()
         if self.link.authenticated:
             self._backoff.reset()
+            self._proved_at = self._loop.time()

@@ -1,12 +1,21 @@
-"""What can go wrong with sockets, by what the operator has to do about it."""
+"""Socket errors, classified by what the operator has to do about them."""
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
 from wgvsock.errors import TransportError
+
+OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""No descriptor or no memory is left: a temporary condition, which says nothing about the request itself."""
 
 
 class VsockUnavailableError(TransportError):
-    """This machine or this container cannot make an AF_VSOCK socket."""
+    """This machine or container cannot create an AF_VSOCK socket.
+
+    Retrying does not help: the relay ends, as it does without /dev/net/tun.
+    """
 
     code = "WGV-E012"
     exit_code = 7

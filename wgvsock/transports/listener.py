@@ -18,9 +18,9 @@ class Listener:
     """One listening socket in the event loop.
 
     Args:
-        sock: From `wgvsock.transports.sockets.listen_stream`; the listener owns it.
-        allowed_cids: Who may connect over vsock; None: anybody.
-        on_accepted: Takes over an accepted socket and its remote address.
+        sock: From `wgvsock.transports.sockets.listen_stream`. The listener owns it.
+        allowed_cids: CIDs that may connect over vsock, or None for any.
+        on_accepted: Takes over an accepted socket, with its remote address.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Listener:
         self._resume()
 
     def close(self) -> None:
-        """Stop listening; accepted streams live on."""
+        """Stop listening. Accepted streams live on."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
@@ -50,11 +50,11 @@ class Listener:
         self._loop.add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        # One a turn of the loop: a flood of connections must not hold up the data plane.
+        # One per iteration of the loop: a flood of connections must not hold up the data plane.
         try:
             accepted = accept_now(self._socket, allowed_cids=self._allowed_cids)
         except OSError as error:
-            # The connection stays in the backlog and the socket stays readable: look away, or the loop spins.
+            # The connection stays in the backlog and the socket stays readable: stop watching, or the loop spins.
             _log.warning("cannot accept a connection: %s", error.strerror)
             self._loop.remove_reader(self._socket)
             self._pause = self._loop.call_later(DESCRIPTOR_PAUSE, self._resume)

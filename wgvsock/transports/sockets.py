@@ -1,6 +1,6 @@
-"""Raw, non-blocking, connected stream sockets of every kind: what the links and the provisioning port are made on.
+"""Non-blocking stream sockets of every kind: the basis of the links and of the provisioning port.
 
-A deadline is an absolute time of the event loop's clock, in seconds (``loop.time() + 10``), so that several steps
+A deadline is an absolute time on the event loop's clock, in seconds (``loop.time() + 10``), so that several steps can
 share one.
 """
 
@@ -16,39 +16,54 @@ from typing import Final
 
 from wgvsock.addresses import Cid, HybridVsockAddress, StreamAddress, TcpAddress, UnixAddress, VsockAddress
 from wgvsock.errors import TransportError
-from wgvsock.transports.errors import ConnectError, ListenError
-from wgvsock.transports.tcp import set_options, tcp_address, tcp_socket
+from wgvsock.transports.errors import OUT_OF_RESOURCES, ConnectError, ListenError
+from wgvsock.transports.tcp import accept_both_families, bind_to_interface, set_options, tcp_address, tcp_socket
 from wgvsock.transports.unix import bind_unix, hybrid_handshake, hybrid_listening_path, raise_buffer, unix_socket
 from wgvsock.transports.vsock import start_connect, vsock_address, vsock_socket
 
-BACKLOG: Final = 16
-"""Connections that may wait for accept: there is one relay to an enclave, and strangers get no room to pile up."""
+BACKLOG: Final = 64
+"""Connections that may wait for accept. A full backlog refuses the relay as well. At 650 connections a second, this one
+fills up while the event loop is busy for a tenth of a second. Each may hold a megabyte of kernel memory."""
 
 DESCRIPTOR_PAUSE: Final = 1.0
 """Seconds without accepting after the process ran out of descriptors or memory, instead of a busy loop."""
 
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+PRESSURE_PAUSE: Final = 0.01
+"""Seconds until the next send if the kernel had no memory for one. Costs about 1 % of a processor while it lasts."""
+
+_PRESSURE: Final = frozenset({errno.ENOBUFS, errno.ENOMEM})
+"""Errors of vsock when it has no buffer for a packet. Older kernels return ENOMEM for any failure there. The stream
+lives on. That it is writable means nothing then, because it may have been writable all along. (After EINTR, Python
+retries by itself.)"""
 
 _log = logging.getLogger(__name__)
 
 
-async def connect_stream(address: StreamAddress, *, deadline: float, to_host: bool = False) -> socket.socket:
-    """Connect, and for a hybrid address have the monitor connect as well.
+async def connect_stream(
+    address: StreamAddress, *, deadline: float, to_host: bool = False, interface: str | None = None
+) -> socket.socket:
+    """Connect. For a hybrid address, the monitor connects to its guest as well.
 
     Args:
-        address: Where to.
-        deadline: When to give up, on the event loop's clock.
+        address: The remote.
+        deadline: When to give up, in seconds on the event loop's clock.
         to_host: Pass VMADDR_FLAG_TO_HOST (vsock only, see `wgvsock.transports.vsock.start_connect`).
+        interface: The only outgoing interface (TCP only). No packet takes another one while it is down or has no route.
+
+    Returns:
+        A connected, non-blocking socket.
 
     Raises:
-        ConnectError: Refused, unreachable or too late.
-        VsockUnavailableError: There is no AF_VSOCK here.
+        ConnectError: The remote refused, is unreachable, or did not answer in time.
+        VsockUnavailableError: AF_VSOCK is not available.
     """
     try:
         sock = _socket_for(address)
     except OSError as error:
         raise _connect_error(address, error) from None
     try:
+        if interface is not None:
+            bind_to_interface(sock, interface)
         async with asyncio.timeout_at(deadline):
             await _connect(sock, lambda: _start_connect(sock, address, to_host=to_host))
             if isinstance(address, HybridVsockAddress):
@@ -61,18 +76,31 @@ async def connect_stream(address: StreamAddress, *, deadline: float, to_host: bo
     return sock
 
 
-def listen_stream(address: StreamAddress, *, backlog: int = BACKLOG) -> socket.socket:
+def listen_stream(
+    address: StreamAddress, *, backlog: int = BACKLOG, interface: str | None = None, both_families: bool = False
+) -> socket.socket:
     """Bind and listen.
 
+    Args:
+        address: The address to listen on.
+        backlog: Connections that may wait for accept.
+        interface: The only incoming interface (TCP only). Other interfaces and local processes cannot connect.
+        both_families: Let ``[::]`` stand for every address of this machine, IPv4 included.
+
+    Returns:
+        A listening, non-blocking socket.
+
     Raises:
-        ListenError: The address is in use, or not ours to bind.
-        VsockUnavailableError: There is no AF_VSOCK here.
+        ListenError: The address is in use, or we may not bind it.
+        VsockUnavailableError: AF_VSOCK is not available.
     """
     try:
         sock = _socket_for(address)
     except OSError as error:
         raise _listen_error(address, error) from None
     try:
+        if interface is not None:
+            bind_to_interface(sock, interface)
         match address:
             case VsockAddress(cid, port):
                 sock.bind((cid, port))
@@ -82,6 +110,8 @@ def listen_stream(address: StreamAddress, *, backlog: int = BACKLOG) -> socket.s
                 bind_unix(sock, hybrid_listening_path(address))
             case TcpAddress(host, port):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if both_families and host == "::":
+                    accept_both_families(sock)
                 sock.bind((host, port))
         sock.listen(backlog)
     except OSError as error:
@@ -90,41 +120,55 @@ def listen_stream(address: StreamAddress, *, backlog: int = BACKLOG) -> socket.s
     return sock
 
 
-async def accept_stream(
-    listener: socket.socket, *, allowed_cids: frozenset[Cid] | None = None
-) -> tuple[socket.socket, StreamAddress]:
-    """The next connection, passing over those of foreign CIDs and over passing failures.
+def is_pressure(error: OSError) -> bool:
+    """Whether a send failed because the kernel lacked memory. Retry it after `PRESSURE_PAUSE`, within bounds."""
+    return error.errno in _PRESSURE
+
+
+async def send_all(sock: socket.socket, data: bytes) -> None:
+    """Send everything, waiting while the kernel lacks memory. The caller sets the deadline.
 
     Args:
-        listener: A socket of `listen_stream`.
-        allowed_cids: Who may connect over vsock; None: anybody.
+        sock: A connected, non-blocking socket.
+        data: Any number of bytes.
+
+    Raises:
+        OSError: The stream broke.
     """
-    while True:
-        await _ready(listener, for_writing=False)
+    rest = memoryview(data)
+    while rest:
         try:
-            accepted = accept_now(listener, allowed_cids=allowed_cids)
+            rest = rest[sock.send(rest) :]
+        except BlockingIOError:
+            await _ready(sock, for_writing=True)
         except OSError as error:
-            _log.warning("cannot accept a connection: %s", error.strerror)
-            await asyncio.sleep(DESCRIPTOR_PAUSE)
-            continue
-        if accepted is not None:
-            return accepted
+            if not is_pressure(error):
+                raise
+            await asyncio.sleep(PRESSURE_PAUSE)
 
 
 def accept_now(
     listener: socket.socket, *, allowed_cids: frozenset[Cid] | None = None
 ) -> tuple[socket.socket, StreamAddress] | None:
-    """A connection that waits, non-blocking; None: there is none, or it was of a foreign CID and was closed.
+    """Accept a pending connection.
+
+    Args:
+        listener: A listening, non-blocking socket.
+        allowed_cids: CIDs that may connect over vsock, or None for any.
+
+    Returns:
+        A non-blocking socket and the remote's address. None if no connection is pending, or if it came from a CID that
+        is not allowed and was closed.
 
     Raises:
-        OSError: The process has no descriptor or memory left; wait before the next try.
+        OSError: The process has no descriptor or memory left. Wait before the next attempt.
     """
     try:
         sock, _ = listener.accept()
     except OSError as error:
-        if error.errno in _OUT_OF_RESOURCES:
+        if error.errno in OUT_OF_RESOURCES:
             raise
-        return None  # it went away before it was accepted (accept(2): treat as EAGAIN)
+        return None  # the connection was gone before it was accepted (accept(2): treat as EAGAIN)
     sock.setblocking(False)
     try:
         address = peer_address(sock)
@@ -143,10 +187,10 @@ def accept_now(
 
 
 def peer_address(sock: socket.socket) -> StreamAddress:
-    """Who is at the other end; for a Unix socket, the path of the listening end.
+    """The remote's address. For a Unix socket, the path of the listening end.
 
     Raises:
-        OSError: The socket is not connected any more.
+        OSError: The socket is no longer connected.
     """
     name = sock.getpeername()
     if sock.family == socket.AF_UNIX:
@@ -175,7 +219,7 @@ def _start_connect(sock: socket.socket, address: StreamAddress, *, to_host: bool
 
 
 async def _connect(sock: socket.socket, start: Callable[[], int]) -> None:
-    # By hand: uvloop's sock_connect refuses the addresses of AF_VSOCK.
+    # Not with the loop's sock_connect: uvloop's refuses AF_VSOCK addresses.
     code = start()
     if code == errno.EINPROGRESS:
         await _ready(sock, for_writing=True)
@@ -205,7 +249,7 @@ def _connect_error(address: StreamAddress, error: OSError) -> ConnectError:
     return ConnectError(
         f"cannot connect to {address}",
         why="no answer in time" if late else error.strerror or str(error),
-        fix="check that the other side runs and listens there; it is tried again",
+        fix="check that the other side is running and listens there (the connection is retried)",
     )
 
 
@@ -213,5 +257,5 @@ def _listen_error(address: StreamAddress, error: OSError) -> ListenError:
     return ListenError(
         f"cannot listen on {address}",
         why=error.strerror or str(error),
-        fix="stop whatever holds the address, or choose another",
+        fix="stop the process that uses the address, or choose another",
     )

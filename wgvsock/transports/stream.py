@@ -1,4 +1,4 @@
-"""The stream transport: listens, dials, and hands out links, whatever kind of stream carries them."""
+"""The stream transport: listens, dials, and hands out links over any kind of stream."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ CONNECT_TIMEOUT: Final = 10.0
 """Seconds for one attempt, the monitor's CONNECT included."""
 
 AUTHENTICATION_TIMEOUT: Final = 30.0
-"""Seconds an accepted stream may stay without an authenticated message: six of WireGuard's handshake attempts."""
+"""Seconds that an accepted stream may stay open without an authenticated message: six WireGuard handshake attempts."""
 
 MAX_ACCEPTED: Final = 64
-"""Accepted streams at once: each costs up to 768 KiB of buffers. A newcomer takes the place of the oldest stranger."""
+"""Accepted streams whose peers have proved themselves. Each costs up to 768 KiB of buffers."""
+
+MAX_STRANGERS: Final = 128
+"""Accepted streams whose peers have not yet proved themselves. Each costs up to 64 KiB. A new one replaces the oldest
+of them, never a peer's. In a flood of 1,000 connections a second, a peer still has an eighth of a second for its first
+message."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,13 +38,13 @@ _log = logging.getLogger(__name__)
 class StreamTransport:
     """A `Transport` over vsock, hybrid, Unix and TCP streams.
 
-    An endpoint is a stream address, which is dialled from the first `link_for` until `retain` lets go of it, or a link
-    of this transport.
+    An endpoint is a link of this transport or a stream address. An address is dialled from the first `link_for` until
+    `retain` drops it.
 
     Args:
-        listen: Where to accept streams.
-        framing: Which framing all streams carry.
-        allowed_cids: Who may connect over vsock; None: anybody.
+        listen: Addresses to accept streams on.
+        framing: The framing of all streams.
+        allowed_cids: CIDs that may connect over vsock, or None for any.
         to_host: Dial vsock with VMADDR_FLAG_TO_HOST.
     """
 
@@ -57,7 +62,8 @@ class StreamTransport:
         self._to_host = to_host
         self._listeners: list[Listener] = []
         self._diallers: dict[StreamAddress, Dialler] = {}
-        self._accepted: dict[StreamLink, asyncio.TimerHandle] = {}  # in order of arrival, with the stranger's deadline
+        self._strangers: dict[StreamLink, asyncio.TimerHandle] = {}  # in order of arrival, with the deadline
+        self._accepted: set[StreamLink] = set()
         self._callbacks: LinkCallbacks | None = None
 
     async def start(
@@ -77,10 +83,10 @@ class StreamTransport:
         await self.set_listen(self._listen)
 
     async def set_listen(self, listen: Iterable[StreamAddress]) -> None:
-        """Listen at these addresses from now on, in place of the present ones; streams live on.
+        """Listen on these addresses instead of the present ones. Streams live on.
 
         Raises:
-            TransportError: One of them cannot be bound; the present ones stay.
+            TransportError: One of them cannot be bound. The present ones stay.
         """
         addresses = tuple(listen)
         kept = dict(zip(self._listen, self._listeners, strict=False))
@@ -124,8 +130,8 @@ class StreamTransport:
         diallers = list(self._diallers.values())
         self._diallers.clear()
         await asyncio.gather(*(dialler.aclose() for dialler in diallers))
-        for link in list(self._accepted):
-            link.close("the tunnel is shut down")
+        for link in (*self._accepted, *self._strangers):
+            link.close("the tunnel is shutting down")
 
     def _dial(self, address: StreamAddress) -> Dialler:
         loop = asyncio.get_running_loop()
@@ -139,36 +145,33 @@ class StreamTransport:
         return dialler
 
     def _accept(self, sock: socket.socket, address: StreamAddress) -> None:
-        if len(self._accepted) >= MAX_ACCEPTED and not self._evict_stranger():
-            _log.warning("refused a stream from %s: %d are open", address, len(self._accepted))
-            sock.close()
-            return
+        if len(self._strangers) >= MAX_STRANGERS:
+            next(iter(self._strangers)).close("a newer stream replaces it")
         _log.info("stream %s accepted", address)
         link = StreamLink(address, self._framing, self._started(), dialled=False)
-        self._accepted[link] = asyncio.get_running_loop().call_later(
+        self._strangers[link] = asyncio.get_running_loop().call_later(
             AUTHENTICATION_TIMEOUT, self._deadline_passed, link
         )
         link.attach(sock)
-
-    def _evict_stranger(self) -> bool:
-        for link in self._accepted:
-            if not link.authenticated:
-                link.close("a newer stream takes its place")
-                return True
-        return False
 
     def _deadline_passed(self, link: StreamLink) -> None:
         link.close(f"no authenticated message in {AUTHENTICATION_TIMEOUT:g} s")
 
     def _link_authenticated(self, link: StreamLink) -> None:
-        deadline = self._accepted.get(link)
-        if deadline is not None:
-            deadline.cancel()
+        deadline = self._strangers.pop(link, None)
+        if deadline is None:
+            return
+        deadline.cancel()
+        if len(self._accepted) >= MAX_ACCEPTED:
+            link.close(f"{MAX_ACCEPTED} streams of peers are already open")
+            return
+        self._accepted.add(link)
 
     def _link_closed(self, link: StreamLink) -> None:
-        deadline = self._accepted.pop(link, None)
-        if deadline is not None:
-            deadline.cancel()
+        if not link.dialled:
+            if deadline := self._strangers.pop(link, None):
+                deadline.cancel()
+            self._accepted.discard(link)
             return
         dialler = self._diallers.get(link.address)
         if dialler is not None:

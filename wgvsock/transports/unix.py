@@ -1,4 +1,4 @@
-"""Unix stream sockets, plain and "hybrid": a machine monitor's socket that forwards to its guest's vsock ports."""
+"""Unix stream sockets, plain and "hybrid": a virtual machine monitor's socket that forwards to guest vsock ports."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from wgvsock.addresses import HybridVsockAddress, Port
 from wgvsock.transports.errors import ConnectError
 
 _MAX_ANSWER: Final = 32
-"""Bytes of the monitor's answer, ``OK 4294967295`` and a newline at most; anything longer is something else."""
+"""Bytes of the monitor's answer, at most ``OK 4294967295`` and a newline. Anything longer is something else."""
 
 _OWNER_ONLY: Final = 0o600
 
 BUFFER_SIZE: Final = 512 * 1024
-"""Bytes in flight. At the default of 208 KiB every full batch of 256 KiB blocks half-way, which costs a sixth of the
+"""Bytes in flight. With the default of 208 KiB, every full batch of 256 KiB blocks half-way. That costs a sixth of the
 processor time of bulk traffic."""
 
-_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python's socket module does not name it
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h, missing in Python's socket module
 
 
 def unix_socket() -> socket.socket:
@@ -31,9 +31,9 @@ def unix_socket() -> socket.socket:
 
 
 def raise_buffer(sock: socket.socket) -> None:
-    """Let the kernel take a whole batch of the tunnel at once; an accepted socket inherits nothing.
+    """Let the kernel accept a whole batch of the tunnel at once. Accepted sockets do not inherit this.
 
-    Needs CAP_NET_ADMIN, which whoever makes a tunnel has; without it the system's limit is as good as it gets.
+    Needs CAP_NET_ADMIN, which a process with a tunnel has. Without it, the system's limit applies.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_SIZE)
@@ -42,10 +42,10 @@ def raise_buffer(sock: socket.socket) -> None:
 
 
 def bind_unix(sock: socket.socket, path: str) -> None:
-    """Bind with mode 0600, in place of a socket file that nobody listens on any more.
+    """Bind with mode 0600, replacing a socket file that nobody listens on.
 
     Raises:
-        OSError: Somebody does, or the path cannot be bound for another reason.
+        OSError: A process listens there, or the path cannot be bound for another reason.
     """
     os.fchmod(sock.fileno(), _OWNER_ONLY)  # before bind: the file never exists with a wider mode
     remove_stale(path)
@@ -53,13 +53,13 @@ def bind_unix(sock: socket.socket, path: str) -> None:
 
 
 def remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on any more, be it ours or a dead process's."""
+    """Remove a socket file that nobody listens on, ours or a dead process's."""
     if _is_stale(path):
         Path(path).unlink(missing_ok=True)
 
 
 def hybrid_listening_path(address: HybridVsockAddress) -> str:
-    """Where the monitor connects to when its guest dials the port: Firecracker's ``PATH_PORT``."""
+    """The path that the monitor connects to when its guest dials the port: Firecracker's ``PATH_PORT``."""
     return f"{address.path}_{address.port}"
 
 
@@ -67,20 +67,20 @@ async def hybrid_handshake(sock: socket.socket, port: Port) -> None:
     """Ask the monitor for a guest's port: ``CONNECT port``, answered by ``OK`` and a number (Firecracker's vsock.md).
 
     Raises:
-        ConnectError: The monitor refused, which it does by closing, or answered something else.
+        ConnectError: The monitor closed the connection, its way of refusing, or sent another answer.
         OSError: The stream broke.
     """
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, b"CONNECT %d\n" % port)
     answer = b""
     while not answer.endswith(b"\n"):
-        # A byte at a time: what follows the newline already belongs to the stream.
+        # One byte at a time: everything after the newline belongs to the stream.
         byte = await loop.sock_recv(sock, 1)
         if not byte:
             raise ConnectError(
                 f"cannot reach the guest's port {port}",
                 why="the virtual machine monitor closed the connection, so nothing listens there",
-                fix="start the enclave's side first, or wait for it",
+                fix="start the enclave first, or wait for it",
             )
         answer += byte
         if len(answer) > _MAX_ANSWER or not b"OK ".startswith(answer[:3]):

@@ -1,12 +1,11 @@
-"""Makes one super-packet of consecutive datagrams of one UDP flow: many small packets then cost little more than one.
+"""Merges consecutive datagrams of one UDP flow into a super-packet: many small packets then cost little more than one.
 
-TCP's stack hands over super-packets by itself; an application that sends datagrams one by one does not. Datagrams that
-wait in the interface's queue, one behind the other, of one flow and one size, are put together as UDP segmentation
-offload has them (the last may be shorter): one encryption, one frame, one write at the far end, whose kernel takes them
-apart again. Nothing waits for company: what is not in the queue already goes out alone.
+The TCP stack hands over super-packets by itself. An application that sends datagrams one by one does not. Consecutive
+datagrams of one flow and one size in the interface's queue are merged into the form of UDP segmentation offload (the
+last one may be shorter). They then cost one encryption, one frame, and one write at the far end, whose kernel splits
+them again. No packet waits for others: only those already in the queue are merged.
 
-Nothing is moved either: while a super-packet grows, the next packet's headers are read beside it and its payload right
-behind the payload that is there.
+The next packet is read into a separate buffer, and its payload is copied. That costs less than a read that splits it.
 """
 
 from __future__ import annotations
@@ -15,25 +14,24 @@ import struct
 from typing import Final
 
 from wgvsock.devices.base import TunDevice
-from wgvsock.tunnel.udp_segmentation import write_super_header
-from wgvsock.virtio_net import DATA_VALID, GSO_NONE, HEADER_LENGTH, NEEDS_CSUM
+from wgvsock.tunnel.segmentation import write_super_header
+from wgvsock.virtio_net import DATA_VALID, GSO_NONE, HEADER_LENGTH, MAXIMUM_UDP_SEGMENTS, NEEDS_CSUM
 
 MAX_PACKET: Final = 65_535
-"""Bytes of the longest IP packet, which is what the kernel hands over as one super-packet."""
+"""Bytes of the longest IP packet, which is also the longest super-packet that the kernel hands over."""
 
 PADDING: Final = 16
-"""Bytes behind a packet that sealing zeroes to pad it (whitepaper, section 5.4.6)."""
-
-MAX_SEGMENTS: Final = 64
-"""Datagrams in one super-packet: UDP_MAX_SEGMENTS of the oldest kernels that know UDP segmentation."""
+"""Bytes after a packet that sealing zeroes as padding (whitepaper, section 5.4.6)."""
 
 _LONGEST: Final = HEADER_LENGTH + MAX_PACKET
 _UDP: Final = 17
+_IPV4_PROTOCOL: Final = HEADER_LENGTH + 9
+_IPV6_NEXT_HEADER: Final = HEADER_LENGTH + 6
 _DONT_FRAGMENT: Final = b"\x40\x00"
 
 _IPV4: Final = struct.Struct(">12sH2x4s2x12sHH")
 _IPV6: Final = struct.Struct(">14sH2s36sHH")
-"""Headers of a datagram with its virtio-net header. Byte strings: what has to be equal in all datagrams of a
+"""Headers of a datagram with its virtio-net header. Byte strings: fields that must be equal in all datagrams of a
 super-packet (IPv4: up to TOS; DF, TTL, protocol; addresses and ports. IPv6: up to the flow label; next header, hop
 limit; addresses and ports). Numbers: length in the IP header, length and checksum in the UDP header."""
 
@@ -42,28 +40,29 @@ class Coalescer:
     """Reads packets from a TUN with 10 bytes of headroom.
 
     Args:
-        tun: Where packets come from.
+        tun: The source of packets.
 
     Attributes:
-        buffer: Holds the last packet that `read` returned, with room for padding behind it.
-        segments: How many packets of the TUN are in it.
-        waiting: Bytes of a packet that has been read already and is returned by the next `read`; 0: none.
-        drained: Whether the TUN has just said that nothing comes after it.
-        enabled: Whether datagrams are put together.
+        buffer: Holds the last packet that `read` returned, with space for padding after it.
+        segments: Number of the TUN's packets in it.
+        waiting: Bytes of a packet that was already read and that the next `read` returns. 0 if there is none.
+        drained: Whether the TUN has just reported that no packet follows.
+        enabled: Whether to merge datagrams.
     """
 
     def __init__(self, tun: TunDevice) -> None:
         self._tun = tun
-        # Twice the longest packet: whatever is read behind a super-packet that still grows has room.
-        self.buffer, self._other = (memoryview(bytearray(2 * _LONGEST + PADDING)) for _ in range(2))
-        self._beside = memoryview(bytearray(_IPV6.size))
+        self.buffer, self._next = (memoryview(bytearray(_LONGEST + PADDING)) for _ in range(2))
         self.segments = 0
         self.waiting = 0
         self.drained = False
         self.enabled = False
 
     def read(self) -> int:
-        """The next packet or super-packet, with its headroom, into `buffer`; its length in bytes, 0: there is none.
+        """Read the next packet or super-packet, with its headroom, into `buffer`.
+
+        Returns:
+            Its length in bytes, 0 if there is none.
 
         Raises:
             SystemSetupError: The interface is gone.
@@ -71,26 +70,21 @@ class Coalescer:
         length = self.waiting
         self.drained = False
         if length:
-            self.buffer, self._other = self._other, self.buffer
+            self.buffer, self._next = self._next, self.buffer
             self.waiting = 0
         else:
             length = self._tun.read_into(self.buffer[:_LONGEST])
         self.segments = 1
-        if not self.enabled or length <= HEADER_LENGTH + 28:
+        buffer = self.buffer
+        # Neither IPv4's protocol nor IPv6's next header: most packets are told by these two bytes.
+        if not self.enabled or (buffer[_IPV4_PROTOCOL] != _UDP and buffer[_IPV6_NEXT_HEADER] != _UDP):
             return length
-        return self._grow(length)
+        return self._grow(length) if length > HEADER_LENGTH + 28 else length
 
     def _grow(self, length: int) -> int:
-        """Put the datagrams that follow behind this one, as far as they belong to it; the length of the whole."""
+        """Append the datagrams that follow, as long as they belong to this flow. Returns the total length."""
         buffer = self.buffer
-        if buffer[HEADER_LENGTH] == 0x45:
-            if buffer[HEADER_LENGTH + 9] != _UDP:
-                return length
-            fields = _IPV4
-        elif buffer[HEADER_LENGTH + 6] != _UDP:
-            return length
-        else:
-            fields = _IPV6
+        fields = _IPV4 if buffer[HEADER_LENGTH] == 0x45 else _IPV6
         headers = fields.size
         size = length - headers
         if size <= 0:
@@ -98,25 +92,28 @@ class Coalescer:
         first = fields.unpack_from(buffer)
         if not _may_grow(first, size):
             return length
-        unpack_from, read_split, beside = fields.unpack_from, self._tun.read_split, self._beside[:headers]
-        end = length
-        while self.segments < MAX_SEGMENTS and end + size <= _LONGEST:
-            room = buffer[end : end + _LONGEST]
-            read = read_split(beside, room)
+        read_into, unpack_from, following = self._tun.read_into, fields.unpack_from, self._next
+        room = following[:_LONGEST]
+        alike = first[:-1]
+        segments, end = 1, length
+        while segments < MAXIMUM_UDP_SEGMENTS and end + size <= _LONGEST:
+            read = read_into(room)
             if not read:
                 self.drained = True
                 break
+            found = unpack_from(following)
             payload = read - headers
-            if not 0 < payload <= size or not _belongs(unpack_from(beside), first, payload, size):
-                self._other[:headers] = beside
-                self._other[headers : max(headers, read)] = room[: max(0, payload)]
+            # One of the same size, as most are, differs in nothing but its checksum.
+            if not (found[:-1] == alike and found[-1] if read == length else _ends(found, first, payload, size)):
                 self.waiting = read
                 break
+            buffer[end : end + payload] = following[headers:read]
             end += payload
-            self.segments += 1
+            segments += 1
             if payload < size:
                 break
-        if self.segments > 1:
+        self.segments = segments
+        if segments > 1:
             write_super_header(buffer, end, size)
         return end
 
@@ -125,21 +122,22 @@ _Fields = tuple[bytes, int, bytes, bytes, int, int]
 
 
 def _may_grow(fields: _Fields, size: int) -> bool:
-    """Whether this is a datagram that is no fragment, no super-packet yet, and has a checksum that is right or open."""
+    """Whether this datagram can begin a super-packet: not a fragment, and with a valid or incomplete checksum."""
     start, length, middle, _, udp_length, checksum = fields
     if start[0] not in {NEEDS_CSUM, DATA_VALID} or start[1] != GSO_NONE or not checksum or udp_length != size + 8:
         return False
     if start[HEADER_LENGTH] == 0x45:
-        # With DF the identification means nothing (RFC 6864): the far kernel may number the datagrams as it likes.
+        # With DF set, the identification has no meaning (RFC 6864): the far kernel may number datagrams as it likes.
         return length == size + 28 and middle[3] == _UDP and middle[:2] == _DONT_FRAGMENT
     return length == size + 8 and middle[0] == _UDP and start[HEADER_LENGTH] >> 4 == 6
 
 
-def _belongs(fields: _Fields, first: _Fields, payload: int, size: int) -> bool:
-    """Whether a datagram with this payload is of the first one's flow, whose payload is `size` bytes."""
+def _ends(fields: _Fields, first: _Fields, payload: int, size: int) -> bool:
+    """Whether a datagram is the shorter last one of the first one's flow, whose payload is `size` bytes."""
     start, length, middle, ends, udp_length, checksum = fields
     return (
-        start == first[0]
+        0 < payload < size
+        and start == first[0]
         and middle == first[2]
         and ends == first[3]
         and length - payload == first[1] - size

@@ -1,60 +1,92 @@
 """The tunnel: joins a TUN device, the WireGuard core and a transport, and owns the one timer.
 
 Everything runs in the event loop's thread, in three callbacks: the TUN has packets, a link has datagrams, the timer
-fires. Each ends in `_settle`, which carries out what the core has decided meanwhile, if it has.
+fires. Each ends in `_settle`, which carries out what the core has decided in the meantime.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
 from wgvsock.devices.base import TunDevice
+from wgvsock.egress.gate import Gate
 from wgvsock.errors import SystemSetupError
 from wgvsock.transports.base import Link, Transport
+from wgvsock.tunnel.capture import Watcher
 from wgvsock.tunnel.inbound import Inbound
 from wgvsock.tunnel.outbound import Outbound
-from wgvsock.wireguard import Device, DeviceStatistics, EndpointChanged, Event, HandshakeFailed, Profile
+from wgvsock.wireguard import Device, DeviceStatistics, DropReason, EndpointChanged, Event, HandshakeFailed, Profile
+
+_log = logging.getLogger(__name__)
+
+
+class TunnelDrop(StrEnum):
+    """Why the tunnel dropped a packet that the core had accepted. The value is the reason in metrics."""
+
+    UNREACHABLE = "unreachable"
+    """The peer's endpoint cannot be reached from here: its stream has ended, and only the peer can dial."""
+    BACKLOG = "backlog"
+    """The peer's stream was blocked with a full send buffer, or was being dialled."""
+    OFFLOADED = "offloaded"
+    """A super-packet was still in the interface's queue when the offloads were switched off."""
+    EGRESS_DENIED = "egress_denied"
+    """The egress policy that is measured into the image does not let the packet leave the enclave."""
+    KERNEL = "kernel"
+    """The TUN refused the write: the interface is down, or its queue is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelStatistics:
-    """A snapshot; all counts are packets since the start.
+    """A snapshot. All counts are packets since the start.
 
     Attributes:
         device: The core's own counts.
-        dropped_unreachable: The peer's endpoint cannot be reached from here: its stream has ended, and it has to dial.
-        dropped_backlog: The peer's stream was blocked and its send buffer full, or it was being dialled.
-        dropped_offloaded: Super-packets that waited in the interface when the offloads were switched off.
-        dropped_by_kernel: The TUN refused the write: interface down, or its queue full.
-        offloads: Whether super-packets are on now.
+        own_drops: Packets that the tunnel itself dropped, by reason.
+        offloads: Whether the offloads, and with them super-packets, are on.
+        super_packets_refused: Super-packets that the TUN accepted only as segments.
     """
 
     device: DeviceStatistics
-    dropped_unreachable: int
-    dropped_backlog: int
-    dropped_offloaded: int
-    dropped_by_kernel: int
+    own_drops: Mapping[TunnelDrop, int]
     offloads: bool
+    super_packets_refused: int = 0
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Dropped packets by the reasons of status, metrics and documentation. Reasons without drops are left out.
+
+        A bad virtio_net_hdr is counted under its fault, and not as `DropReason.BAD_VIRTIO_HEADER` as well.
+        """
+        core = {
+            reason.value: count
+            for reason, count in self.device.drops.items()
+            if reason is not DropReason.BAD_VIRTIO_HEADER
+        }
+        own = {reason.value: count for reason, count in self.own_drops.items() if count}
+        return core | dict(self.device.virtio_header_drops) | own
 
 
 class Tunnel:
     """Runs one WireGuard interface.
 
-    Use it as ``async with Tunnel(...) as tunnel``, or call `start` and `aclose`; both TUN and transport are closed with
-    it.
+    Use it as ``async with Tunnel(...) as tunnel``, or call `start` and `aclose`. Closing the tunnel closes the TUN and
+    the transport.
 
     Args:
-        device: The core. Others may change it from the event loop's thread and then call `wake`.
+        device: The core. Others may change it in the event loop's thread, and must then call `wake`.
         tun: The interface.
-        transport: Carries the datagrams; not yet started.
+        transport: Carries the datagrams. It must not have been started.
         clock: Monotonic seconds.
         on_event: Called for every event of the core, in order.
+        gate: Decides which packets of the TUN may enter the tunnel. None lets all packets pass.
     """
 
     def __init__(
@@ -65,23 +97,26 @@ class Tunnel:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[Event], None] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._device = device
         self._tun = tun
         self._transport = transport
         self._clock = clock
         self._on_event = on_event
-        self._outbound = Outbound(device, tun, transport, clock)
-        self._inbound = Inbound(device, tun)
+        self._outbound = Outbound(device, tun, transport, clock, gate)
+        self._inbound = Inbound(device, tun, self._super_packet_refused, gate)
+        self._offloads_usable = tun.packet_headroom > 0
         self._loop: asyncio.AbstractEventLoop
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._ended = asyncio.Event()
         self._failure: SystemSetupError | None = None
+        self._watcher: Watcher | None = None
 
     async def start(self) -> None:
-        """Begin to carry packets.
+        """Start carrying packets.
 
         Raises:
             TransportError: The transport cannot listen.
@@ -91,7 +126,7 @@ class Tunnel:
         self.wake()
 
     async def aclose(self) -> None:
-        """Stop, and close transport and interface; idempotent."""
+        """Stop, and close transport and interface. Idempotent."""
         self._stop_reading_tun()
         if self._timer is not None:
             self._timer.cancel()
@@ -109,17 +144,17 @@ class Tunnel:
         await self.aclose()
 
     async def wait_ended(self) -> None:
-        """Wait until the tunnel ends: returns after `aclose`.
+        """Wait until the tunnel ends, which `aclose` causes.
 
         Raises:
-            SystemSetupError: Somebody removed the interface.
+            SystemSetupError: The interface was removed.
         """
         await self._ended.wait()
         if self._failure is not None:
             raise self._failure
 
     def wake(self) -> None:
-        """Carry out what somebody else changed in the core: keys, peers, profiles, endpoints, a handshake to start."""
+        """Apply changes that were made to the core: keys, peers, profiles, endpoints, a handshake to start."""
         peers = self._device.peers.values()
         self._transport.retain({peer.endpoint for peer in peers if peer.endpoint is not None})
         for peer in peers:
@@ -130,14 +165,44 @@ class Tunnel:
         self._device.needs_attention = True
         self._settle()
 
+    def send(self, packet: bytes) -> None:
+        """Send one packet of our own, with its headroom, like a packet from the kernel.
+
+        The same rules apply: cryptokey routing, the link's limits, and the counting of drops.
+        """
+        self._outbound.send(packet)
+        self._settle()
+
+    def intercept(self, take: Callable[[memoryview, float], bool] | None) -> None:
+        """Call `take` with every packet, including its headroom, and the time, before the kernel gets the packet.
+
+        A packet for which it returns True goes no further. None stops the interception.
+        """
+        self._inbound.take = take
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show every packet and every message, in both directions, to a watcher. None stops that."""
+        self._watcher = watcher
+        self._inbound.watch(watcher)
+        self._outbound.watch(watcher)
+
+    @property
+    def packet_at(self) -> float:
+        """When the last packet of any peer came out of the tunnel, on the tunnel's clock, or -inf if none has."""
+        return self._inbound.packet_at
+
     def statistics(self) -> TunnelStatistics:
         """Counts up to now."""
         return TunnelStatistics(
             device=self._device.statistics(),
-            dropped_unreachable=self._outbound.dropped_unreachable,
-            dropped_backlog=self._outbound.dropped_backlog,
-            dropped_offloaded=self._outbound.dropped_offloaded,
-            dropped_by_kernel=self._inbound.dropped_by_kernel,
+            own_drops={
+                TunnelDrop.UNREACHABLE: self._outbound.dropped_unreachable,
+                TunnelDrop.BACKLOG: self._outbound.dropped_backlog,
+                TunnelDrop.OFFLOADED: self._outbound.dropped_offloaded,
+                TunnelDrop.EGRESS_DENIED: self._outbound.dropped_denied,
+                TunnelDrop.KERNEL: self._inbound.dropped_by_kernel,
+            },
+            super_packets_refused=self._inbound.super_packets_refused,
             offloads=self._outbound.offloads,
         )
 
@@ -149,17 +214,20 @@ class Tunnel:
         except SystemSetupError as error:
             self._fail(error)
             return
-        # With one peer its queue stands in the interface, where TCP sees it. With several, a blocked one must not hold
+        # With one peer, packets queue in the interface, where TCP sees them. With several, a blocked peer must not hold
         # up the others: its packets are dropped when its buffer is full.
         if blocked is not None and len(self._device.peers) == 1:
             self._stop_reading_tun()
         self._settle()
 
     def _datagrams_received(self, link: Link, datagrams: list[memoryview]) -> None:
+        if self._watcher is not None:
+            for datagram in datagrams:
+                self._watcher.outer(link, datagram, outgoing=False)
         self._inbound.move_batch(link, datagrams, self._clock())
         if self._reading:
-            # The kernel often has the answer by now: to a ping, or an acknowledgement. Looking costs a system call,
-            # another turn of the loop many.
+            # The kernel often has the answer by now, such as a reply to a ping or an acknowledgement. Looking costs one
+            # system call, and another iteration of the loop many.
             self._tun_readable()
         else:
             self._settle()
@@ -167,23 +235,23 @@ class Tunnel:
     def _timer_fired(self) -> None:
         self._timer_due = math.inf
         self._device.handle_timers(self._clock())
-        self._device.needs_attention = True  # nothing may have been due yet, and the timer has to be set again
+        self._device.needs_attention = True  # perhaps nothing was due yet, and the timer has to be set again
         self._settle()
 
-    # What links report.
+    # Reports of links.
 
     def _link_writable(self, _link: Link) -> None:
         self._read_tun()
 
     def _link_connected(self, link: Link) -> None:
-        """Shake hands on every new stream: the remote learns that it is the one to answer on, and so do we."""
+        """Start a handshake on every new stream, so that both sides learn to use it."""
         now = self._clock()
         for peer in self._device.peers.values():
             if peer.endpoint is not None and self._transport.link_for(peer.endpoint) is link:
-                peer.retry_handshake(now)
+                peer.announce_path(now)
         self._settle()
 
-    # What the core has decided.
+    # Decisions of the core.
 
     def _settle(self) -> None:
         """Send the core's own datagrams, report its events, and set the timer for its next deadline."""
@@ -195,24 +263,26 @@ class Tunnel:
             link = self._transport.link_for(endpoint)
             room = link.reserve(len(datagram)) if link is not None else None
             if link is None or room is None:
-                continue  # lost, as on a network; WireGuard's timers send another
+                continue  # lost, as on a network: WireGuard's timers send another
             room[: len(datagram)] = datagram
+            if self._watcher is not None:
+                self._watcher.outer(link, room[: len(datagram)], outgoing=True)
             link.commit(len(datagram))
             link.flush()
         while (event := device.next_event()) is not None:
             self._report(event)
         due = device.next_deadline()
         if due is not None and due < self._timer_due:
-            # A deadline that moved away costs nothing: the timer fires early once and is set anew.
+            # If a deadline moves back, the timer simply fires early once and is set again.
             self._set_timer(due)
 
     def _report(self, event: Event) -> None:
         if isinstance(event, HandshakeFailed):
             link = self._transport.link_for(event.peer.endpoint)
             if link is not None:
-                link.close("the peer answers no handshake")
+                link.close("the peer does not answer handshakes")
         elif isinstance(event, EndpointChanged):
-            self._read_tun()  # the way to the peer may have been blocked, and now there is another
+            self._read_tun()  # the old link to the peer may have been blocked, and now there is a new one
         if self._on_event is not None:
             self._on_event(event)
 
@@ -223,12 +293,25 @@ class Tunnel:
         self._timer = self._loop.call_later(max(0.0, due - self._clock()), self._timer_fired)
 
     def _choose_offloads(self) -> None:
-        """Super-packets only while every peer understands them; the change works on the live interface."""
+        """Use super-packets only while every peer understands them. The live interface is switched."""
         peers = self._device.peers.values()
-        wanted = bool(peers) and all(peer.profile is Profile.GSO for peer in peers)
-        if self._tun.packet_headroom and wanted != self._outbound.offloads:
+        understood = bool(peers) and all(peer.profile is Profile.GSO for peer in peers)
+        self._outbound.peers_take_super_packets = understood
+        wanted = understood and self._offloads_usable
+        if wanted != self._outbound.offloads:
             self._tun.set_offloads(wanted)
             self._outbound.offloads = wanted
+
+    def _super_packet_refused(self) -> None:
+        """Turn off the offloads, because this kernel's are broken.
+
+        The peer may still send super-packets, because the profile is part of what was attested. `Inbound` splits those
+        that are refused.
+        """
+        if self._offloads_usable:
+            self._offloads_usable = False
+            _log.warning("the kernel refuses a well-formed super-packet: the offloads of %s are off", self._tun.name)
+            self._choose_offloads()
 
     def _read_tun(self) -> None:
         if not self._reading and self._failure is None:

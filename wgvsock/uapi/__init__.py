@@ -1,1 +1,1 @@
-"""The cross-platform control socket that ``wg`` and ``wg-quick`` speak to."""
+"""The cross-platform control socket that ``wg`` and ``wg-quick`` use."""

@@ -1,15 +1,15 @@
-"""The text that ``wg`` shows and takes for an endpoint, and what ``listen_port`` means, for each carrier.
+"""The text that ``wg`` shows and accepts for an endpoint, and the meaning of ``listen_port``, for each carrier.
 
-Stock ``wg`` hands every ``endpoint=`` it is given to getaddrinfo(3) and gives up on a device of which one does not
-parse, so that the text is always a numeric IP address and a 16-bit port:
+Stock ``wg`` passes every ``endpoint=`` it receives to getaddrinfo(3), and rejects the whole device if one does not
+parse. The text is therefore always a numeric IP address and a 16-bit port:
 
 ======  ========================  ===============================================  ===========================
 carrier what ``wg`` shows         what it stands for                               ``listen_port=P`` listens at
 ======  ========================  ===============================================  ===========================
 vsock   ``0.0.0.6:51820``         CID 6, port 51820; ``6:51820`` and               any CID, port P
-                                  ``vm(6):51820`` are taken as well
+                                  ``vm(6):51820`` are accepted as well
 unix    ``127.0.0.1:51820``       ``/run/wgvsock/51820.sock``; port 0: a socket    ``/run/wgvsock/P.sock``
-                                  of another name, or one that has none
+                                  with another name, or without a name
 tcp     ``192.0.2.1:51820``,      itself                                           every IPv4 and IPv6 address
         ``[2001:db8::1]:51820``
 udp     as tcp                    itself                                           every IPv4 and IPv6 address
@@ -39,8 +39,9 @@ from wgvsock.addresses import (
     vsock_to_ipv4,
 )
 from wgvsock.errors import ConfigurationError, LocalProtocolError
+from wgvsock.runtime.directory import RUNTIME_DIRECTORY
 
-UNIX_DIRECTORY: Final = "/run/wgvsock"
+UNIX_DIRECTORY: Final = RUNTIME_DIRECTORY
 
 _UNIX_HOST: Final = "127.0.0.1"
 _UNIX_NAME: Final = re.compile(r"([0-9]{1,5})\.sock")
@@ -48,7 +49,7 @@ _MAX_PORT: Final = 0xFFFF
 
 
 class Carrier(StrEnum):
-    """What carries the datagrams of a device: the choices of ``wgvsock device -n``."""
+    """The transport of a device's datagrams: the choices of ``wgvsock device -n``."""
 
     VSOCK = "vsock"
     UNIX = "unix"
@@ -58,11 +59,11 @@ class Carrier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EndpointText:
-    """Endpoints of one carrier as text.
+    """Converts endpoints of one carrier to and from text.
 
     Args:
-        carrier: What the endpoints are of.
-        unix_directory: Where the sockets of the Unix carrier are; both ends have to see the same folder.
+        carrier: The carrier of the endpoints.
+        unix_directory: Directory of the Unix carrier's sockets. Both ends must see the same directory.
     """
 
     carrier: Carrier
@@ -72,7 +73,7 @@ class EndpointText:
         """Read an endpoint as ``wg`` sends it.
 
         Raises:
-            ConfigurationError: The text names no endpoint of this carrier.
+            ConfigurationError: The text is not an endpoint of this carrier.
         """
         if self.carrier in {Carrier.TCP, Carrier.UDP}:
             return _unmapped(parse_address(f"{self.carrier}:{text}"))
@@ -80,19 +81,19 @@ class EndpointText:
         if address.port > _MAX_PORT:
             raise ConfigurationError(
                 f"cannot use port {address.port} on a device that wg controls",
-                why=f"wg knows 16-bit ports only, and would show port {address.port & _MAX_PORT}",
+                why=f"wg knows only 16-bit ports, and would show port {address.port & _MAX_PORT}",
                 fix="choose a port up to 65535",
             )
-        # The host of a Unix endpoint says nothing: its socket is on this machine.
+        # The host of a Unix endpoint has no meaning: its socket is on this machine.
         return address if self.carrier is Carrier.VSOCK else self._unix_address(address.port)
 
     def format(self, address: Address) -> str:
-        """Write an endpoint so that ``wg`` can read it, whatever the address."""
+        """Format an endpoint, whatever its address, so that ``wg`` can parse it."""
         match address:
             case VsockAddress():
                 return vsock_to_ipv4(address)
             case TcpAddress() | UdpAddress():
-                # A zone by name would break ``wg`` once that interface is gone; a number is only a number.
+                # A zone's name would break ``wg`` once that interface is gone. A number always parses.
                 host, _, zone = address.host.partition("%")
                 shown = address if zone.isdigit() else replace(address, host=host)
                 return str(shown).partition(":")[2]
@@ -102,7 +103,7 @@ class EndpointText:
                 return f"{_UNIX_HOST}:{port}"
 
     def listen_addresses(self, port: int) -> tuple[StreamAddress, ...]:
-        """Where a stream carrier listens for ``listen_port=port``; port 0 is nowhere, as in the paper's program."""
+        """Addresses to listen on for ``listen_port=port`` over streams. Port 0: none, as in the paper's program."""
         if not port:
             return ()
         match self.carrier:
@@ -125,7 +126,7 @@ class EndpointText:
 
 
 def _unmapped(address: Address) -> Address:
-    """``[::ffff:192.0.2.1]`` as ``192.0.2.1``: our IPv6 sockets carry IPv6 only."""
+    """Convert ``[::ffff:192.0.2.1]`` to ``192.0.2.1``: our IPv6 sockets carry only IPv6."""
     if isinstance(address, TcpAddress | UdpAddress):
         ip = ipaddress.ip_address(address.host)
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:

@@ -1,4 +1,4 @@
-"""What the control socket can refuse; see `wgvsock.errors` for the tree."""
+"""Errors of the control socket. See `wgvsock.errors` for the tree."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from wgvsock.errors import RemoteProtocolError, SystemSetupError
 
 
 class UapiError(RemoteProtocolError):
-    """A request on the control socket cannot be carried out; the client reads ``errno=-errno``.
+    """A request on the control socket cannot be carried out. The client reads ``errno=-errno``.
 
     Args:
-        errno: Positive error number of errno(3).
-        what: What was wrong, without the request's text: it may hold a key.
+        errno: Positive error number from errno(3).
+        what: What was wrong. It must not quote the request, which may contain a key.
     """
 
     def __init__(self, errno: int, what: str) -> None:

@@ -1,21 +1,24 @@
-"""The cross-platform configuration protocol as bytes: requests in, values out, answers back; no I/O.
+"""The cross-platform configuration protocol as bytes: parses requests and formats answers, without I/O.
 
 The protocol is "Configuration Protocol" of https://www.wireguard.com/xplatform/. A client writes ``get=1`` or
-``set=1``, then lines of ``key=value``, then an empty line; the answer ends in ``errno=N`` and an empty line, where N is
-0 or a negative error number. A connection carries any number of requests.
+``set=1``, then lines of ``key=value``, then an empty line. The answer ends with ``errno=N`` and an empty line, where N
+is 0 or a negative error number. A connection carries any number of requests.
 
-Where the text leaves a choice, the answer is that of wireguard-go 0.0.20220316 (Debian 12), compared by
-tests/e2e/test_wg_uapi.py, with one deliberate difference: a request is read to its end before any of it is applied, so
-that a bad line changes nothing, where wireguard-go has already applied the lines before it.
+Where the specification leaves a choice, we answer like wireguard-go 0.0.20220316 (Debian 12), which
+tests/e2e/test_wg_uapi.py compares. There is one deliberate difference: a request is read to its end before any of it is
+applied. A bad line therefore changes nothing, while wireguard-go has already applied the lines before it.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from wgvsock.addresses import IpNetwork
 from wgvsock.errors import RemoteProtocolError
 from wgvsock.uapi.errors import UapiError
 
@@ -24,28 +27,26 @@ NO_KEY: Final = bytes(KEY_LENGTH)
 """All zeros: no private key, no preshared key."""
 
 MAX_LINE: Final = 4096
-"""Bytes; the longest line that means something (an allowed IP, a key in hex) has under 100."""
+"""Bytes. The longest meaningful line (an allowed IP, a key in hexadecimal) has fewer than 100."""
 
 MAX_REQUEST: Final = 16 << 20
-"""Bytes of one request: room for every peer of `MAX_PEERS` with a key, a preshared key, an endpoint and an address."""
+"""Bytes of one request: enough for `MAX_PEERS` peers, each with a key, a preshared key, an endpoint and an address."""
 
 MAX_PEERS: Final = 1 << 16
 """wireguard-go's MaxPeers."""
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 @dataclass(frozen=True, slots=True)
 class AllowedIpChange:
-    """One ``allowed_ip`` line; ``allowed_ip=-10.0.0.0/8`` takes a network away (wireguard-tools since 2025)."""
+    """One ``allowed_ip`` line. ``allowed_ip=-10.0.0.0/8`` removes a network (wireguard-tools since 2025)."""
 
-    network: Network
+    network: IpNetwork
     remove: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
-    """What a set request says of one peer; None leaves a setting as it is."""
+    """The part of a set request about one peer. None leaves a setting unchanged. Keys have 32 bytes."""
 
     public_key: bytes
     remove: bool = False
@@ -59,7 +60,7 @@ class PeerChange:
 
 @dataclass(frozen=True, slots=True)
 class DeviceChange:
-    """A whole set request; None leaves a setting as it is."""
+    """A whole set request. None leaves a setting unchanged."""
 
     private_key: bytes | None = field(default=None, repr=False)
     listen_port: int | None = None
@@ -70,12 +71,12 @@ class DeviceChange:
 
 @dataclass(frozen=True, slots=True)
 class GetRequest:
-    """The client wants the device's state."""
+    """A request for the device's state."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedRequest:
-    """A request that ended, but cannot be carried out; it is answered with the error, and the connection goes on."""
+    """A complete request that cannot be carried out. The client gets the error, and the connection continues."""
 
     error: UapiError
 
@@ -85,23 +86,23 @@ Request = GetRequest | DeviceChange | RejectedRequest
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """What a get request answers of one peer."""
+    """What a get request returns about one peer."""
 
     public_key: bytes
     preshared_key: bytes = field(repr=False)
     endpoint: str | None
     last_handshake: int
-    """Unix time in nanoseconds; 0 before the first handshake."""
+    """Unix time in nanoseconds, 0 before the first handshake."""
     rx_bytes: int
     tx_bytes: int
     persistent_keepalive: int
-    """Seconds; 0 is off."""
-    allowed_ips: tuple[Network, ...]
+    """Seconds, 0 if off."""
+    allowed_ips: tuple[IpNetwork, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """What a get request answers; zero numbers are left out, as wireguard-go does."""
+    """What a get request returns. Numbers that are zero are left out, as in wireguard-go."""
 
     private_key: bytes | None = field(repr=False)
     listen_port: int
@@ -109,8 +110,12 @@ class DeviceState:
     peers: tuple[PeerState, ...]
 
 
-def format_state(state: DeviceState) -> bytes:
-    """The lines of a get request's answer, without the status that `format_status` ends it with."""
+def format_state(state: DeviceState) -> Iterator[bytes]:
+    """Format a get request's answer, without its end, which `format_status` makes.
+
+    Yields:
+        The device's lines, then each peer's lines.
+    """
     lines: list[str] = []
     if state.private_key is not None:
         lines.append(f"private_key={state.private_key.hex()}")
@@ -118,36 +123,45 @@ def format_state(state: DeviceState) -> bytes:
         lines.append(f"listen_port={state.listen_port}")
     if state.fwmark:
         lines.append(f"fwmark={state.fwmark}")
+    yield _encode(lines)
     for peer in state.peers:
-        lines += _peer_lines(peer)
-    return "".join(f"{line}\n" for line in lines).encode()
+        yield _peer_text(peer)
 
 
 def format_status(number: int) -> bytes:
-    """The end of every answer; `number` is 0 or a positive error number."""
+    """Format the end of an answer. `number` is 0 or a positive error number."""
     return b"errno=%d\n\n" % -number
 
 
-def _peer_lines(peer: PeerState) -> list[str]:
-    lines = [f"public_key={peer.public_key.hex()}", f"preshared_key={peer.preshared_key.hex()}"]
-    if peer.endpoint is not None:
-        lines.append(f"endpoint={peer.endpoint}")
+def _encode(lines: list[str]) -> bytes:
+    return "".join([f"{line}\n" for line in lines]).encode()
+
+
+def _peer_text(peer: PeerState) -> bytes:
+    """Format one peer. Must be fast, because a device may have ten thousand of them."""
     seconds, nanoseconds = divmod(peer.last_handshake, 1_000_000_000)
-    lines += [
-        f"last_handshake_time_sec={seconds}",
-        f"last_handshake_time_nsec={nanoseconds}",
-        f"rx_bytes={peer.rx_bytes}",
-        f"tx_bytes={peer.tx_bytes}",
-        f"persistent_keepalive_interval={peer.persistent_keepalive}",
-        "protocol_version=1",
-    ]
-    return lines + [f"allowed_ip={network}" for network in peer.allowed_ips]
+    endpoint = "" if peer.endpoint is None else f"endpoint={peer.endpoint}\n"
+    networks = "".join([f"allowed_ip={_network_text(network)}\n" for network in peer.allowed_ips])
+    return (
+        f"public_key={peer.public_key.hex()}\npreshared_key={peer.preshared_key.hex()}\n{endpoint}"
+        f"last_handshake_time_sec={seconds}\nlast_handshake_time_nsec={nanoseconds}\n"
+        f"rx_bytes={peer.rx_bytes}\ntx_bytes={peer.tx_bytes}\n"
+        f"persistent_keepalive_interval={peer.persistent_keepalive}\nprotocol_version=1\n{networks}"
+    ).encode()
+
+
+def _network_text(network: IpNetwork) -> str:
+    """Format like ``str``, but IPv4 in a quarter of the time: there may be a hundred thousand networks."""
+    if network.version == 4:
+        return f"{socket.inet_ntoa(int(network.network_address).to_bytes(4))}/{network.prefixlen}"
+    return str(network)
 
 
 class RequestReader:
-    """Cuts a connection's bytes into requests, however they arrive in chunks.
+    """Cuts a connection's bytes into requests, however they are chunked.
 
-    ``receive(data)``, then ``next_request()`` until it is None. At most `MAX_LINE` bytes wait between two calls.
+    Call ``receive(data)``, then ``next_request()`` until it returns None. About `MAX_LINE` bytes at most are kept
+    between two calls.
     """
 
     def __init__(self) -> None:
@@ -157,19 +171,19 @@ class RequestReader:
 
     @property
     def idle(self) -> bool:
-        """True between two requests: nothing of the next one has arrived."""
+        """Whether nothing of the next request has arrived."""
         return not (self._buffer or self._get or self._set)
 
     def receive(self, data: bytes) -> None:
-        """Append what the client wrote."""
+        """Append bytes that the client wrote."""
         self._buffer += data
 
     def next_request(self) -> Request | None:
-        """The next whole request, or None until more bytes arrive.
+        """The next complete request, or None until more bytes arrive.
 
         Raises:
-            RemoteProtocolError: The client asks for neither get nor set; the connection has to be closed, as nobody can
-                tell where the next request begins.
+            RemoteProtocolError: The client requests neither get nor set. Close the connection: it is unknown where the
+                next request begins.
         """
         if self._get:
             return self._finish_get()
@@ -185,7 +199,7 @@ class RequestReader:
                 self._get = True
                 return self._finish_get()
             else:
-                raise RemoteProtocolError("the control socket's client asks for neither get=1 nor set=1")
+                raise RemoteProtocolError("a client of the control socket sent neither get=1 nor set=1")
         return None
 
     def _finish_get(self) -> Request | None:
@@ -195,13 +209,13 @@ class RequestReader:
         following = self._buffer[0]
         del self._buffer[0]
         if following != ord("\n"):
-            return RejectedRequest(UapiError(errno.EINVAL, "get=1 is followed by something else than an empty line"))
+            return RejectedRequest(UapiError(errno.EINVAL, "get=1 is not followed by an empty line"))
         return GetRequest()
 
     def _next_line(self) -> bytes | None:
         end = self._buffer.find(b"\n")
         if end < 0:
-            # Of an endless line only its beginning is kept: enough to see that it is too long.
+            # Keep only the beginning of an endless line: enough to see that it is too long.
             del self._buffer[MAX_LINE + 1 :]
             return None
         line = bytes(self._buffer[:end])
@@ -210,7 +224,7 @@ class RequestReader:
 
 
 class _SetReader:
-    """The lines of one set request, until the empty one."""
+    """Reads the lines of one set request, up to the empty one."""
 
     def __init__(self) -> None:
         self._error: UapiError | None = None
@@ -230,7 +244,7 @@ class _SetReader:
             try:
                 self._read_setting(line)
             except UapiError as error:
-                # The rest is read and forgotten, so that the client, still writing, gets to see the answer.
+                # Read and discard the rest, so that the client, which is still writing, gets the answer.
                 self._error = error
                 self._peers.clear()
         return None
@@ -248,14 +262,14 @@ class _SetReader:
 
     def _read_setting(self, line: bytes) -> None:
         if len(line) > MAX_LINE or self._size > MAX_REQUEST:
-            raise UapiError(errno.EIO, f"a line is over {MAX_LINE} bytes, or a request over {MAX_REQUEST}")
+            raise UapiError(errno.EIO, f"a line exceeds {MAX_LINE} bytes, or a request {MAX_REQUEST}")
         key, separator, value = line.decode("ascii", "replace").partition("=")
         if not separator:
             raise UapiError(errno.EPROTO, "a line has no equals sign")
         if key == "public_key":
             self._finish_peer()
             if len(self._peers) == MAX_PEERS:
-                raise UapiError(errno.EINVAL, f"a request has over {MAX_PEERS} peers")
+                raise UapiError(errno.EINVAL, f"a request has more than {MAX_PEERS} peers")
             self._peer = PeerChange(_parse_key(value))
         elif self._peer is None:
             self._device = _with_device_setting(self._device, key, value)
@@ -264,7 +278,7 @@ class _SetReader:
         else:
             self._peer = _with_peer_setting(self._peer, key, value)
             if key == "replace_allowed_ips":
-                self._allowed_ips.clear()  # lines take effect in their order: those before it are replaced too
+                self._allowed_ips.clear()  # lines take effect in order: earlier ones are replaced too
 
 
 def _with_device_setting(device: DeviceChange, key: str, value: str) -> DeviceChange:
@@ -308,31 +322,35 @@ def _parse_key(text: str) -> bytes:
         key = bytes.fromhex(text)
     except ValueError:
         key = b""
-    if len(key) != KEY_LENGTH or len(text) != 2 * KEY_LENGTH:  # fromhex() also takes spaces
+    if len(key) != KEY_LENGTH or len(text) != 2 * KEY_LENGTH:  # fromhex() also accepts spaces
         raise UapiError(errno.EINVAL, f"a key is not {2 * KEY_LENGTH} hexadecimal digits")
     return key
 
 
 def _parse_number(text: str, limit: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text.lstrip("0")) <= 10 and int(text) <= limit):
-        raise UapiError(errno.EINVAL, f"a number is not decimal, or not in 0 to {limit}")
+        raise UapiError(errno.EINVAL, f"a number is not decimal, or not from 0 to {limit}")
     return int(text)
 
 
 def _parse_true(text: str) -> bool:
     if text != "true":
-        raise UapiError(errno.EINVAL, "a switch is set to something else than true")
+        raise UapiError(errno.EINVAL, "a switch is set to something other than true")
     return True
 
 
 def _parse_allowed_ip(text: str) -> AllowedIpChange:
-    malformed = UapiError(errno.EINVAL, "an allowed IP is not ADDRESS/LENGTH")
     address, _, length = text.removeprefix("-").partition("/")
-    if "%" in address:  # a zone means nothing inside the tunnel
-        raise malformed
+    network: IpNetwork
     try:
-        bits = _parse_number(length, ipaddress.ip_address(address).max_prefixlen)
-        network = ipaddress.ip_network((address, bits), strict=False)
-    except ValueError:
-        raise malformed from None
+        # inet_pton(3) accepts the same texts as `ipaddress`, except zones, which mean nothing inside the tunnel. It
+        # takes a tenth of the time, and a request may have 50,000 such lines.
+        if ":" in address:
+            number = int.from_bytes(socket.inet_pton(socket.AF_INET6, address), "big")
+            network = ipaddress.IPv6Network((number, _parse_number(length, 128)), strict=False)
+        else:
+            number = int.from_bytes(socket.inet_pton(socket.AF_INET, address), "big")
+            network = ipaddress.IPv4Network((number, _parse_number(length, 32)), strict=False)
+    except (OSError, ValueError):
+        raise UapiError(errno.EINVAL, "an allowed IP is not ADDRESS/LENGTH") from None
     return AllowedIpChange(network, remove=text.startswith("-"))

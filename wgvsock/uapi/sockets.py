@@ -1,4 +1,4 @@
-"""``listen_port`` and ``fwmark`` of a device whose carrier is a stream."""
+"""``listen_port`` and ``fwmark`` of a device with a stream carrier."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _IPV6: Final = Path("/proc/net/if_inet6")
 
 
 class StreamSockets:
-    """Turns ``listen_port`` into listening addresses; `wgvsock.uapi.control.Sockets` says what is asked of it.
+    """Turns ``listen_port`` into listening addresses. See `wgvsock.uapi.control.Sockets`.
 
     Args:
-        transport: What listens.
-        endpoints: Where a port is, for this carrier.
+        transport: The transport that listens.
+        endpoints: Converts a port to this carrier's addresses.
     """
 
     def __init__(self, transport: StreamTransport, endpoints: EndpointText) -> None:
@@ -37,12 +37,12 @@ class StreamSockets:
         return self._fwmark
 
     async def set_listen_port(self, port: int) -> None:
-        """See `Sockets.set_listen_port`; 0 listens nowhere: only this side dials. Streams that are open live on."""
+        """See `Sockets.set_listen_port`. 0 listens nowhere, so that only this side dials. Open streams live on."""
         await self._transport.set_listen(self._bindable_addresses(port))
         self._listen_port = port
 
     def set_fwmark(self, mark: int) -> None:
-        """See `Sockets.set_fwmark`; remembered for ``wg`` alone, as no policy routing chooses a stream's way."""
+        """See `Sockets.set_fwmark`. It is only stored for ``wg`` to show: streams are not marked."""
         self._fwmark = mark
 
     def _bindable_addresses(self, port: int) -> list[StreamAddress]:

@@ -1,9 +1,10 @@
 """The WireGuard protocol without I/O: no sockets, no clock, no entropy, no logging.
 
-`Device` is what other layers hold; see docs/protocol/wireguard.md.
+Other layers hold a `Device`, and call the three functions of the hot path for each packet. See
+docs/protocol/wireguard.md.
 """
 
-from wgvsock.wireguard.allowedips import AllowedIps, Network
+from wgvsock.wireguard.allowedips import AllowedIps
 from wgvsock.wireguard.device import Device
 from wgvsock.wireguard.events import (
     Dropped,
@@ -16,6 +17,8 @@ from wgvsock.wireguard.events import (
 )
 from wgvsock.wireguard.peer import Peer, Profile
 from wgvsock.wireguard.primitives import generate_private_key, public_key
+from wgvsock.wireguard.receive import open_into
+from wgvsock.wireguard.send import peer_for_packet, seal_into
 from wgvsock.wireguard.statistics import DeviceStatistics, PeerStatistics
 from wgvsock.wireguard.timers import Timings
 
@@ -29,12 +32,14 @@ __all__ = [
     "Event",
     "HandshakeCompleted",
     "HandshakeFailed",
-    "Network",
     "Peer",
     "PeerStatistics",
     "Profile",
     "SessionExpired",
     "Timings",
     "generate_private_key",
+    "open_into",
+    "peer_for_packet",
     "public_key",
+    "seal_into",
 ]

@@ -1,7 +1,7 @@
 """mac1, mac2 and cookies, which make a flood of handshake messages cheap to refuse (sections 5.3, 5.4.4, 5.4.7).
 
-mac1 proves that the sender knows our public key; mac2 that it receives what is sent to its address, as it has to echo
-a cookie from there.
+mac1 proves that the sender knows our public key. mac2 proves that the sender receives messages at its source address,
+because it contains a cookie that was sent there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wgvsock.wireguard.constants import (
     LABEL_MAC1,
     MAC_SIZE,
 )
-from wgvsock.wireguard.messages import CookieReply
+from wgvsock.wireguard.messages import NO_MAC, CookieReply
 from wgvsock.wireguard.primitives import (
     Bytes,
     InvalidTag,
@@ -30,16 +30,15 @@ from wgvsock.wireguard.primitives import (
 )
 from wgvsock.wireguard.timers import Timings
 
-_NO_MAC2: Final = bytes(MAC_SIZE)
 _MACS_SIZE: Final = 2 * MAC_SIZE
 
 
 class CookieChecker:
-    """The receiver's half, one a device: checks MACs and makes cookie replies.
+    """The receiver's half, one per device: checks MACs and makes cookie replies.
 
     Args:
         random: Entropy for the secret and for nonces.
-        timings: How long the secret lives.
+        timings: Has the lifetime of the secret.
     """
 
     __slots__ = ("_cookie_key", "_mac1_key", "_random", "_secret", "_secret_made_at", "_timings")
@@ -53,25 +52,35 @@ class CookieChecker:
         self._secret_made_at = float("-inf")
 
     def set_public_key(self, public_key: bytes) -> None:
-        """Take the public key that others seal their MACs for."""
+        """Set our public key, 32 bytes, from which senders derive their MAC keys."""
         self._mac1_key = hash_(LABEL_MAC1, public_key)
         self._cookie_key = hash_(LABEL_COOKIE, public_key)
 
     def check_mac1(self, message: Bytes) -> bool:
-        """Whether msg.mac1 = MAC(HASH(LABEL_MAC1 || S_m^pub), msg_alpha) with our public key (section 5.4.4)."""
+        """Whether msg.mac1 = MAC(HASH(LABEL_MAC1 || S_m^pub), msg_alpha) with our public key (section 5.4.4).
+
+        Args:
+            message: A handshake message, whose last 32 bytes are mac1 and mac2.
+        """
         return equal(message[-_MACS_SIZE:-MAC_SIZE], mac(self._mac1_key, message[:-_MACS_SIZE]))
 
     def check_mac2(self, message: Bytes, source: bytes, now: float) -> bool:
-        """Whether msg.mac2 = MAC(cookie, msg_beta) with the cookie of this source (section 5.4.4)."""
+        """Whether msg.mac2 = MAC(cookie, msg_beta) with the cookie of this source (section 5.4.4).
+
+        Args:
+            message: A handshake message, whose last 32 bytes are mac1 and mac2.
+            source: The message's source, from `cookie_source`.
+            now: Monotonic seconds.
+        """
         return equal(message[-MAC_SIZE:], mac(self._cookie(source, now), message[:-MAC_SIZE]))
 
     def create_reply(self, message: Bytes, receiver_index: int, source: bytes, now: float) -> CookieReply:
-        """The cookie reply to a message whose mac1 is good (section 5.4.7).
+        """The cookie reply to a message whose mac1 is valid (section 5.4.7).
 
         Args:
-            message: The handshake message that is refused.
-            receiver_index: Its sender index.
-            source: Text of the address that it came from.
+            message: The refused handshake message.
+            receiver_index: The message's sender index.
+            source: The message's source, from `cookie_source`.
             now: Monotonic seconds.
         """
         # msg.nonce := random;  msg.cookie := XAEAD(HASH(LABEL_COOKIE || S_m^pub), msg.nonce, cookie, M)
@@ -88,11 +97,11 @@ class CookieChecker:
 
 
 class CookieMaker:
-    """The sender's half, one a peer: adds MACs and keeps the cookie that the peer sent.
+    """The sender's half, one per peer: adds MACs and keeps the cookie that the peer sent.
 
     Args:
-        public_key: The peer's.
-        timings: How long a cookie is used.
+        public_key: The peer's public key, 32 bytes.
+        timings: Has the lifetime of a cookie.
     """
 
     __slots__ = ("_cookie", "_cookie_key", "_fresh_until", "_last_mac1", "_mac1_key", "_timings")
@@ -106,16 +115,24 @@ class CookieMaker:
         self._last_mac1 = b""
 
     def add_macs(self, message: bytes, now: float) -> bytes:
-        """Fill in the last 32 bytes of a handshake message (section 5.4.4)."""
+        """Fill in mac1 and mac2 (section 5.4.4).
+
+        Args:
+            message: A handshake message. Its last 32 bytes are replaced.
+            now: Monotonic seconds.
+
+        Returns:
+            The message with its MACs, of the same length.
+        """
         body = message[:-_MACS_SIZE]
         # msg.mac1 := MAC(HASH(LABEL_MAC1 || S_m'^pub), msg_alpha)
         self._last_mac1 = mac1 = mac(self._mac1_key, body)
         # if there is no fresh cookie, msg.mac2 := 0^16, else msg.mac2 := MAC(L_m, msg_beta)
-        mac2 = mac(self._cookie, body, mac1) if now < self._fresh_until else _NO_MAC2
+        mac2 = mac(self._cookie, body, mac1) if now < self._fresh_until else NO_MAC
         return body + mac1 + mac2
 
     def consume_reply(self, reply: CookieReply, now: float) -> bool:
-        """Keep the cookie of an authentic reply to our last handshake message; False: it is not one."""
+        """Keep the cookie of an authentic reply to our last handshake message. False if it is not authentic."""
         if not self._last_mac1:
             return False
         try:

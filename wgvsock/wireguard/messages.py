@@ -1,7 +1,7 @@
 """The four messages on the wire, as values (whitepaper sections 5.4.2 to 5.4.7). All integers are little-endian.
 
-The hot path of transport data reads and writes its 16-byte header in place (send.py, receive.py); `TransportData` is
-for whoever looks at single messages.
+The hot path of transport data reads and writes the 16-byte header in place (send.py, receive.py). `TransportData` is
+for code that examines single messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wgvsock.wireguard.constants import (
 )
 from wgvsock.wireguard.primitives import Bytes
 
-_NO_MAC: Final = bytes(MAC_SIZE)
+NO_MAC: Final = bytes(MAC_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class HandshakeInitiation:
     unencrypted_ephemeral: bytes
     encrypted_static: bytes
     encrypted_timestamp: bytes
-    mac1: bytes = _NO_MAC
-    mac2: bytes = _NO_MAC
+    mac1: bytes = NO_MAC
+    mac2: bytes = NO_MAC
 
     def pack(self) -> bytes:
         """The message's 148 bytes."""
@@ -70,8 +70,8 @@ class HandshakeResponse:
     receiver_index: int
     unencrypted_ephemeral: bytes
     encrypted_nothing: bytes
-    mac1: bytes = _NO_MAC
-    mac2: bytes = _NO_MAC
+    mac1: bytes = NO_MAC
+    mac2: bytes = NO_MAC
 
     def pack(self) -> bytes:
         """The message's 92 bytes."""
@@ -106,7 +106,7 @@ class CookieReply:
 
 @dataclass(frozen=True, slots=True)
 class TransportData:
-    """An encrypted packet (section 5.4.6), 32 bytes and up; exactly 32 is a keepalive.
+    """An encrypted packet (section 5.4.6) of at least 32 bytes. A message of exactly 32 is a keepalive.
 
     Layout: u32 type 4, u32 receiver index, u64 counter, n+16 packet.
     """
@@ -119,7 +119,7 @@ class TransportData:
 
     @property
     def is_keepalive(self) -> bool:
-        """True when the encrypted packet is empty."""
+        """Whether the encrypted packet is empty."""
         return len(self.encrypted_encapsulated_packet) == TRANSPORT_OVERHEAD - TRANSPORT_HEADER_SIZE
 
     def pack(self) -> bytes:
@@ -132,10 +132,13 @@ Message = HandshakeInitiation | HandshakeResponse | CookieReply | TransportData
 
 
 def parse_message(data: Bytes) -> Message:
-    """Parse one datagram; exact sizes and zero reserved bytes are demanded (section 5.4).
+    """Parse one datagram. Its size must be exact, and its reserved bytes zero (section 5.4).
+
+    Args:
+        data: One complete message, of any length.
 
     Raises:
-        RemoteProtocolError: It is none of the four messages.
+        RemoteProtocolError: It is not one of the four messages.
     """
     size = len(data)
     kind = int.from_bytes(data[:4], "little")

@@ -1,10 +1,10 @@
-"""The handshake: Noise IKpsk2 as whitepaper sections 5.4.2, 5.4.3 and 5.4.5 write it.
+"""The handshake: Noise IKpsk2 as specified in whitepaper sections 5.4.2, 5.4.3 and 5.4.5.
 
-Each line of code follows the paper's formula that it carries out. Subscripts: i initiator, r responder; S static, E
-ephemeral keys; C the chaining key, H the hash, Q the preshared key. Lines that both sides share have one function.
+A comment with the paper's formula precedes the code that implements it. Subscripts: i initiator, r responder. S static
+keys, E ephemeral keys, C the chaining key, H the hash, Q the preshared key. Steps that both sides share are functions.
 
-A responder answers at once, so all that outlives a call is the initiator's `PendingInitiation` and a peer's
-`Handshake`. Both roles are independent: when two devices initiate at the same moment, both handshakes complete.
+A responder answers at once, so only the initiator's `PendingInitiation` and a peer's `Handshake` outlive a call. The
+roles are independent: if two devices initiate at the same moment, both handshakes complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MIN_INITIATION_INTERVAL: Final = 1 / INITIATIONS_PER_SECOND
 
 
 class HandshakeRejectedError(RemoteProtocolError):
-    """A handshake message that must be ignored; the device counts `reason` and stays silent."""
+    """A handshake message must be ignored. The device counts `reason` and sends no answer."""
 
     def __init__(self, reason: DropReason) -> None:
         super().__init__(f"handshake message ignored: {reason.value}")
@@ -54,7 +54,7 @@ class HandshakeRejectedError(RemoteProtocolError):
 
 
 class Identity:
-    """A device's static key pair. The private key lives inside OpenSSL, which cleanses it when this object goes."""
+    """A device's static key pair. The private key is inside OpenSSL, which cleanses it when this object is freed."""
 
     __slots__ = ("private", "public")
 
@@ -65,7 +65,7 @@ class Identity:
 
 @dataclass(slots=True)
 class TransportKeys:
-    """What a handshake yields (section 5.4.5): one key for each direction, seen from this side."""
+    """The keys that a handshake yields (section 5.4.5), 32 bytes for each direction, as seen from this side."""
 
     sending: bytearray = field(repr=False)
     receiving: bytearray = field(repr=False)
@@ -78,7 +78,7 @@ class TransportKeys:
 
 @dataclass(slots=True)
 class PendingInitiation:
-    """What the initiator keeps until the response: ephemeral private key, chaining key and hash."""
+    """The initiator's state until the response: ephemeral private key, chaining key and hash."""
 
     local_index: int
     created_at: float
@@ -87,29 +87,30 @@ class PendingInitiation:
     hash: bytes
 
     def wipe(self) -> None:
-        """Overwrite the chaining key and let go of the ephemeral key."""
+        """Overwrite the chaining key and drop the ephemeral key."""
         wipe(self.chaining_key)
         del self.ephemeral
 
 
 class Handshake:
-    """What one peer's handshakes share, whoever starts them.
+    """The state that one peer's handshakes share, whichever side starts them.
 
     Attributes:
-        remote_static: The peer's public key.
-        preshared_key: Q; all zero stands for none (section 5.2).
-        precomputed_static_static: DH(S_i, S_r), the same for both roles.
-        pending: The initiation that waits for its response.
-        latest_timestamp: The greatest timestamp that the peer sent; lower ones are replays (section 5.1).
-        last_initiation_at: When the last initiation was consumed, monotonic seconds.
+        remote_static: The peer's public key, 32 bytes.
+        preshared_key: Q, 32 bytes. All zeros stands for none (section 5.2).
+        pending: The initiation that is waiting for its response, or None.
+        latest_timestamp: The greatest timestamp from the peer, 12 bytes. An initiation must exceed it (section 5.1).
+        last_sent_timestamp: The last timestamp that we sent, 12 bytes. Empty before the first.
+        last_initiation_at: When the last initiation was consumed, in monotonic seconds.
     """
 
     __slots__ = (
+        "_identity",
+        "_static_static",
         "last_initiation_at",
         "last_sent_timestamp",
         "latest_timestamp",
         "pending",
-        "precomputed_static_static",
         "preshared_key",
         "remote_static",
     )
@@ -117,25 +118,35 @@ class Handshake:
     def __init__(self, remote_static: bytes) -> None:
         self.remote_static = remote_static
         self.preshared_key = bytearray(KEY_SIZE)
-        self.precomputed_static_static = bytearray()
+        self._identity: Identity | None = None
+        self._static_static = bytearray()
         self.pending: PendingInitiation | None = None
         self.latest_timestamp = bytes(TIMESTAMP_SIZE)
         self.last_sent_timestamp = b""
         self.last_initiation_at = float("-inf")
 
-    def precompute(self, identity: Identity | None) -> None:
-        """Compute DH(S_i, S_r) once for a new identity of ours; without an identity forget it.
+    def set_identity(self, identity: Identity | None) -> None:
+        """Set our identity, or None."""
+        wipe(self._static_static)
+        self._static_static = bytearray()
+        self._identity = identity
 
-        Raises:
-            WeakKeyError: The peer's public key is a point of low order.
+    @property
+    def static_static(self) -> bytearray:
+        """DH(S_i, S_r), the same for both roles: 32 bytes. Empty without an identity, or for a peer key of low order.
+
+        A multiplication takes about 50 µs. It is done only once, at the first handshake instead of the peer's creation:
+        a device can be given 10,000 peers at once, and few of them will be heard from soon.
         """
-        wipe(self.precomputed_static_static)
-        self.precomputed_static_static = bytearray()
-        if identity is not None:
-            self.precomputed_static_static += dh(identity.private, self.remote_static)
+        if not self._static_static and self._identity is not None:
+            try:
+                self._static_static += dh(self._identity.private, self.remote_static)
+            except WeakKeyError:
+                self._identity = None  # no identity can share a secret with such a key
+        return self._static_static
 
     def forget_pending(self) -> None:
-        """Wipe the initiation that waits for its response."""
+        """Wipe the pending initiation, if there is one."""
         if self.pending is not None:
             self.pending.wipe()
             self.pending = None
@@ -144,21 +155,24 @@ class Handshake:
         """Overwrite every secret."""
         self.forget_pending()
         wipe(self.preshared_key)
-        wipe(self.precomputed_static_static)
+        self.set_identity(None)
 
 
 def create_initiation(
     identity: Identity, handshake: Handshake, local_index: int, *, random: Random, unix_time: int, now: float
 ) -> HandshakeInitiation:
-    """First message, initiator's side (section 5.4.2); it becomes the handshake's pending one. MACs are not set.
+    """First message, initiator's side (section 5.4.2). It becomes the handshake's pending one.
 
     Args:
-        identity: Ours.
-        handshake: The peer's.
-        local_index: I_i, fresh.
+        identity: Our identity.
+        handshake: The peer's handshake state, whose `static_static` must not be empty.
+        local_index: I_i, an unused index.
         random: Entropy for the ephemeral key.
         unix_time: Wall clock in nanoseconds, for the timestamp.
         now: Monotonic seconds.
+
+    Returns:
+        The message, with its MACs unset.
     """
     # C_i := HASH(CONSTRUCTION);  H_i := HASH(C_i || IDENTIFIER);  H_i := HASH(H_i || S_r^pub)
     chaining_key = _INITIAL_CHAINING_KEY
@@ -173,7 +187,7 @@ def create_initiation(
     encrypted_static = aead(key, 0, identity.public, h)
     h = hash_(h, encrypted_static)
     # (C_i, k) := KDF2(C_i, DH(S_i^priv, S_r^pub))
-    chaining_key, key = kdf2(chaining_key, handshake.precomputed_static_static)
+    chaining_key, key = kdf2(chaining_key, handshake.static_static)
     # msg.timestamp := AEAD(k, 0, TIMESTAMP(), H_i);  H_i := HASH(H_i || msg.timestamp)
     handshake.last_sent_timestamp = next_label(unix_time, handshake.last_sent_timestamp)
     encrypted_timestamp = aead(key, 0, handshake.last_sent_timestamp, h)
@@ -186,7 +200,7 @@ def create_initiation(
 
 @dataclass(slots=True)
 class OpenedInitiation:
-    """An initiation whose static key has been decrypted; who it claims to be from decides on the rest."""
+    """An initiation whose static key has been decrypted. Further processing depends on the sender it claims."""
 
     message: HandshakeInitiation
     remote_static: bytes
@@ -198,7 +212,7 @@ def open_initiation(identity: Identity, message: HandshakeInitiation) -> OpenedI
     """First message, responder's side, up to the initiator's static key (section 5.4.2).
 
     Raises:
-        HandshakeRejectedError: Not sealed for this identity, or a weak ephemeral key.
+        HandshakeRejectedError: It is not sealed for this identity, or its ephemeral key is weak.
     """
     # C_r := HASH(CONSTRUCTION);  H_r := HASH(C_r || IDENTIFIER);  H_r := HASH(H_r || S_r^pub)
     h = hash_(_INITIAL_HASH, identity.public)
@@ -215,14 +229,17 @@ def open_initiation(identity: Identity, message: HandshakeInitiation) -> OpenedI
 
 
 def consume_initiation(opened: OpenedInitiation, handshake: Handshake, now: float) -> OpenedInitiation:
-    """First message, responder's side, the rest: the timestamp, which proves the static key and is never replayed.
+    """First message, responder's side, the rest: the timestamp, which proves the static key and prevents replays.
 
     Raises:
-        HandshakeRejectedError: Forged, replayed, or more often than `INITIATIONS_PER_SECOND`.
+        HandshakeRejectedError: It is forged or replayed, exceeds `INITIATIONS_PER_SECOND`, or is from a peer whose key
+            is of low order: anybody could have sealed it.
     """
+    if not handshake.static_static:
+        raise HandshakeRejectedError(DropReason.INVALID_HANDSHAKE)
     try:
         # (C_r, k) := KDF2(C_r, DH(S_r^priv, S_i^pub))
-        chaining_key, key = kdf2(opened.chaining_key, handshake.precomputed_static_static)
+        chaining_key, key = kdf2(opened.chaining_key, handshake.static_static)
         # timestamp := AEAD-open(k, 0, msg.timestamp, H_r);  H_r := HASH(H_r || msg.timestamp)
         timestamp = aead_open(key, 0, opened.message.encrypted_timestamp, opened.hash)
     except InvalidTag:
@@ -242,7 +259,17 @@ def consume_initiation(opened: OpenedInitiation, handshake: Handshake, now: floa
 def create_response(
     consumed: OpenedInitiation, handshake: Handshake, local_index: int, random: Random
 ) -> tuple[HandshakeResponse, TransportKeys]:
-    """Second message, responder's side (section 5.4.3), and the session's keys. MACs are not set."""
+    """Second message, responder's side (section 5.4.3).
+
+    Args:
+        consumed: From `consume_initiation`.
+        handshake: The peer's handshake state.
+        local_index: I_r, an unused index.
+        random: Entropy for the ephemeral key.
+
+    Returns:
+        The message, with its MACs unset, and the session's keys.
+    """
     ephemeral_i = consumed.message.unencrypted_ephemeral
     # (E_r^priv, E_r^pub) := DH-GENERATE()
     ephemeral, ephemeral_public = dh_generate(random)
@@ -269,8 +296,8 @@ def consume_response(
         The session's keys, and the initiation that was answered, with its secrets wiped.
 
     Raises:
-        HandshakeRejectedError: No answer to the pending initiation, forged, or the preshared keys differ. The pending
-            initiation stays for the true response.
+        HandshakeRejectedError: It does not answer the pending initiation, is forged, or the preshared keys differ. The
+            pending initiation is kept for the genuine response.
     """
     pending = handshake.pending
     if pending is None or pending.local_index != message.receiver_index:
@@ -300,6 +327,6 @@ def _mix_ephemeral(chaining_key: bytes | bytearray, h: bytes, ephemeral_public: 
 
 
 def _mix_preshared_key(chaining_key: bytes, h: bytes, preshared_key: bytearray) -> tuple[bytes, bytes, bytes]:
-    """(C, t, k) := KDF3(C, Q);  H := HASH(H || t); returns C, H, k."""
+    """(C, t, k) := KDF3(C, Q);  H := HASH(H || t). Returns C, H, k."""
     chaining_key, temporary, key = kdf3(chaining_key, preshared_key)
     return chaining_key, hash_(h, temporary), key

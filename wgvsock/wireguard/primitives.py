@@ -1,8 +1,8 @@
-"""The functions of whitepaper section 5.4 under their names there, on top of ``hashlib`` and ``cryptography``.
+"""The functions of whitepaper section 5.4, with the names used there, on top of ``hashlib`` and ``cryptography``.
 
-What Python cannot do: ``bytes`` objects are immutable, so the outputs of HASH, HMAC and DH stay in memory until the
-allocator reuses it. Secrets that outlive one function call are kept in ``bytearray`` objects and overwritten by `wipe`;
-keys inside ``cryptography``'s objects are cleansed by OpenSSL when the object is freed.
+Limits of Python: ``bytes`` objects are immutable, so the outputs of HASH, HMAC and DH stay in memory until the
+allocator reuses it. Secrets that outlive one function call are kept in ``bytearray`` objects and overwritten by `wipe`.
+OpenSSL cleanses keys inside ``cryptography``'s objects when they are freed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from wgvsock.wireguard.constants import HASH_SIZE, KEY_SIZE, MAC_SIZE
+from wgvsock.x25519 import WeakKeyError, exchange
 
 Random = Callable[[int], bytes]
 """Returns that many bytes from a cryptographically secure source."""
@@ -28,11 +29,6 @@ Bytes = bytes | bytearray | memoryview
 
 _WORDS: Final = struct.Struct("<16I")
 _CHACHA20_CONSTANTS: Final = struct.unpack("<4I", b"expand 32-byte k")
-_LOW_ORDER_PROBE: Final = b"\x01" * KEY_SIZE
-
-
-class WeakKeyError(ValueError):
-    """X25519 came out as all zero: the public key is a point of low order."""
 
 
 def hash_(*inputs: Bytes) -> bytes:
@@ -41,29 +37,29 @@ def hash_(*inputs: Bytes) -> bytes:
 
 
 def mac(key: Bytes, *inputs: Bytes) -> bytes:
-    """MAC(key, input): keyed BLAKE2s with 16 bytes of output."""
+    """MAC(key, input): keyed BLAKE2s of the concatenated inputs. The key has at most 32 bytes, the output 16."""
     return hashlib.blake2s(b"".join(inputs), key=key, digest_size=MAC_SIZE).digest()
 
 
 def hmac(key: Bytes, *inputs: Bytes) -> bytes:
-    """HMAC(key, input): HMAC (RFC 2104) with BLAKE2s, 32 bytes."""
+    """HMAC(key, input): HMAC (RFC 2104) with BLAKE2s, 32 bytes, of the concatenated inputs."""
     return _hmac.digest(bytes(key), b"".join(inputs), "blake2s")
 
 
 def kdf1(key: Bytes, data: Bytes) -> bytes:
-    """KDF1(key, input): HKDF (RFC 5869) with HMAC-BLAKE2s, first output."""
+    """KDF1(key, input): HKDF (RFC 5869) with HMAC-BLAKE2s, the first output, 32 bytes."""
     return hmac(hmac(key, data), b"\x01")
 
 
 def kdf2(key: Bytes, data: Bytes) -> tuple[bytes, bytes]:
-    """KDF2(key, input): the first two outputs."""
+    """KDF2(key, input): the first two outputs, 32 bytes each."""
     tau0 = hmac(key, data)
     tau1 = hmac(tau0, b"\x01")
     return tau1, hmac(tau0, tau1, b"\x02")
 
 
 def kdf3(key: Bytes, data: Bytes) -> tuple[bytes, bytes, bytes]:
-    """KDF3(key, input): the first three outputs."""
+    """KDF3(key, input): the first three outputs, 32 bytes each."""
     tau0 = hmac(key, data)
     tau1 = hmac(tau0, b"\x01")
     tau2 = hmac(tau0, tau1, b"\x02")
@@ -71,12 +67,25 @@ def kdf3(key: Bytes, data: Bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def aead(key: Bytes, counter: int, plaintext: Bytes, auth: Bytes) -> bytes:
-    """AEAD(key, counter, plaintext, auth): ChaCha20-Poly1305 (RFC 8439), nonce = 4 zero bytes and the counter (LE)."""
+    """AEAD(key, counter, plaintext, auth): ChaCha20-Poly1305 (RFC 8439).
+
+    Args:
+        key: 32 bytes.
+        counter: 64 bits. The nonce is 4 zero bytes followed by the little-endian counter.
+        plaintext: The bytes to encrypt.
+        auth: The bytes to authenticate in addition.
+
+    Returns:
+        Ciphertext and tag, 16 bytes longer than the plaintext.
+    """
     return ChaCha20Poly1305(key).encrypt(struct.pack("<4xQ", counter), plaintext, auth)
 
 
 def aead_open(key: Bytes, counter: int, ciphertext: Bytes, auth: Bytes) -> bytes:
     """Inverse of `aead`.
+
+    Returns:
+        The plaintext, 16 bytes shorter than the ciphertext.
 
     Raises:
         InvalidTag: The ciphertext or the associated data is not what was sealed under this key and counter.
@@ -85,12 +94,25 @@ def aead_open(key: Bytes, counter: int, ciphertext: Bytes, auth: Bytes) -> bytes
 
 
 def xaead(key: Bytes, nonce: bytes, plaintext: Bytes, auth: Bytes) -> bytes:
-    """XAEAD(key, nonce, plaintext, auth): XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha), 24-byte nonce."""
+    """XAEAD(key, nonce, plaintext, auth): XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha).
+
+    Args:
+        key: 32 bytes.
+        nonce: 24 bytes.
+        plaintext: The bytes to encrypt.
+        auth: The bytes to authenticate in addition.
+
+    Returns:
+        Ciphertext and tag, 16 bytes longer than the plaintext.
+    """
     return ChaCha20Poly1305(hchacha20(key, nonce[:16])).encrypt(bytes(4) + nonce[16:], plaintext, auth)
 
 
 def xaead_open(key: Bytes, nonce: bytes, ciphertext: Bytes, auth: Bytes) -> bytes:
     """Inverse of `xaead`.
+
+    Returns:
+        The plaintext, 16 bytes shorter than the ciphertext.
 
     Raises:
         InvalidTag: The ciphertext or the associated data is not what was sealed under this key and nonce.
@@ -99,10 +121,10 @@ def xaead_open(key: Bytes, nonce: bytes, ciphertext: Bytes, auth: Bytes) -> byte
 
 
 def hchacha20(key: Bytes, nonce: bytes) -> bytes:
-    """HChaCha20 (draft-irtf-cfrg-xchacha, section 2.2), 16-byte nonce, 32-byte subkey.
+    """HChaCha20 (draft-irtf-cfrg-xchacha, section 2.2): 32-byte key, 16-byte nonce, 32-byte subkey.
 
-    A ChaCha20 block is the permuted state plus the initial state; HChaCha20 is the first and the last row of the
-    permuted state. Both rows start from public values, so subtracting these from a block's rows gives them back.
+    A ChaCha20 block is the permuted state plus the initial state. HChaCha20 is the first and the last row of the
+    permuted state. Both rows start from public values. Subtracting those from a block's rows yields the permuted rows.
     """
     block = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(64))
     words = _WORDS.unpack(block)
@@ -112,19 +134,23 @@ def hchacha20(key: Bytes, nonce: bytes) -> bytes:
 
 
 def dh(private: X25519PrivateKey, public: Bytes) -> bytes:
-    """DH(private key, public key): X25519 (RFC 7748), 32 bytes.
+    """DH(private key, public key): X25519 (RFC 7748).
+
+    Args:
+        private: Our private key.
+        public: The public key, 32 bytes.
+
+    Returns:
+        The shared secret, 32 bytes.
 
     Raises:
-        WeakKeyError: The shared secret is all zero (RFC 7748, section 6.1: a public key of low order).
+        WeakKeyError: The shared secret is all zeros (RFC 7748, section 6.1: a public key of low order).
     """
-    try:
-        return private.exchange(X25519PublicKey.from_public_bytes(bytes(public)))
-    except ValueError:
-        raise WeakKeyError("the shared secret is all zero") from None
+    return exchange(private, bytes(public))
 
 
 def dh_generate(random: Random) -> tuple[X25519PrivateKey, bytes]:
-    """DH-GENERATE(): a fresh private key and its public key."""
+    """DH-GENERATE(): a new private key and its public key, 32 bytes."""
     private = X25519PrivateKey.from_private_bytes(random(KEY_SIZE))
     return private, private.public_key().public_bytes_raw()
 
@@ -144,17 +170,8 @@ def public_key(private_key: Bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
-def is_weak(public: Bytes) -> bool:
-    """True for a public key of low order, whose shared secret with everybody is zero."""
-    try:
-        dh(X25519PrivateKey.from_private_bytes(_LOW_ORDER_PROBE), public)
-    except WeakKeyError:
-        return True
-    return False
-
-
 def equal(a: Bytes, b: Bytes) -> bool:
-    """Compare in a time that depends on the length alone."""
+    """Compare in a time that depends only on the length."""
     return _hmac.compare_digest(a, b)
 
 
@@ -177,7 +194,6 @@ __all__ = [
     "hash_",
     "hchacha20",
     "hmac",
-    "is_weak",
     "kdf1",
     "kdf2",
     "kdf3",

@@ -1,4 +1,4 @@
-"""Datagram -> IP packet, in the order in which a datagram meets the functions.
+"""Datagram -> IP packet, in the order in which a datagram passes the functions.
 
 Transport data: keypair -> decrypt -> replay window -> confirm, roam, timers -> packet's length -> source check.
 Handshake messages: size -> mac1 -> load and mac2 -> handshake.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from wgvsock.errors import RemoteProtocolError
 from wgvsock.virtio_net import check_header
 from wgvsock.wireguard.constants import TRANSPORT_DATA, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD
-from wgvsock.wireguard.endpoints import cookie_source, rate_limit_source
+from wgvsock.wireguard.endpoints import cookie_source, is_connected, is_stranger, rate_limit_source
 from wgvsock.wireguard.events import DropReason, EndpointChanged
 from wgvsock.wireguard.keypair import Keypair
 from wgvsock.wireguard.messages import (
@@ -31,9 +31,10 @@ from wgvsock.wireguard.noise import (
     consume_response,
     open_initiation,
 )
-from wgvsock.wireguard.primitives import InvalidTag
+from wgvsock.wireguard.primitives import Bytes, InvalidTag
 from wgvsock.wireguard.send import (
     begin_session,
+    pack_nonce,
     send_cookie_reply,
     send_handshake_initiation,
     send_handshake_response,
@@ -45,9 +46,9 @@ from wgvsock.wireguard.timers import NEVER
 if TYPE_CHECKING:
     from wgvsock.wireguard.device import Device
     from wgvsock.wireguard.peer import Peer
+    from wgvsock.wireguard.ratelimiter import RateLimiter, StrangerLimiter
 
 _unpack_header: Final = TransportData.LAYOUT.unpack_from
-_pack_nonce: Final = struct.Struct("<4xQ").pack
 _ipv4_length_and_source: Final = struct.Struct(">2xH8x4s").unpack_from
 _ipv6_length_and_source: Final = struct.Struct(">4xH2x16s").unpack_from
 _IPV4_HEADER_SIZE: Final = 20
@@ -55,17 +56,17 @@ _IPV6_HEADER_SIZE: Final = 40
 
 
 def open_into(device: Device, datagram: memoryview, endpoint: Hashable, out: memoryview, now: float) -> int:
-    """Take in one datagram of any kind; whatever is in it, nothing is raised.
+    """Process one datagram of any kind. Never raises, whatever it contains.
 
     Args:
-        device: Whose it is.
-        datagram: One whole message.
-        endpoint: Where it came from.
-        out: At least packet_headroom + len(datagram) bytes. Written to even when 0 is returned.
+        device: The receiving device.
+        datagram: One complete message.
+        endpoint: The datagram's source.
+        out: At least packet_headroom + len(datagram) bytes. Written to even if 0 is returned.
         now: Monotonic seconds.
 
     Returns:
-        Bytes of headroom and packet in `out`; 0 for everything but an accepted packet.
+        Bytes of headroom and packet in `out`, or 0 for everything except an accepted packet.
     """
     size = len(datagram)
     if size < TRANSPORT_OVERHEAD:
@@ -91,7 +92,7 @@ def open_into(device: Device, datagram: memoryview, endpoint: Hashable, out: mem
     start = peer.plaintext_offset
     try:
         keypair.decrypt_into(
-            _pack_nonce(counter), datagram[TRANSPORT_HEADER_SIZE:], None, out[start : start + plaintext_size]
+            pack_nonce(counter), datagram[TRANSPORT_HEADER_SIZE:], None, out[start : start + plaintext_size]
         )
     except InvalidTag:
         device.drop(DropReason.INVALID_TAG, endpoint, peer)
@@ -110,6 +111,7 @@ def open_into(device: Device, datagram: memoryview, endpoint: Hashable, out: mem
     if now >= keypair.last_minute_at and keypair is peer.keypairs.current:
         _refresh_session(peer, keypair, now)
     if not plaintext_size:
+        device.authenticated_endpoint = endpoint
         peer.timers.any_authenticated_packet_received(now)
         return 0
     peer.timers.data_received(now)
@@ -117,7 +119,9 @@ def open_into(device: Device, datagram: memoryview, endpoint: Hashable, out: mem
 
 
 def _accept_packet(device: Device, peer: Peer, endpoint: Hashable, out: memoryview, plaintext_size: int) -> int:
-    """Trim the padding off a decrypted packet and check its header and its source; its length, or 0."""
+    """Trim the padding from a decrypted packet, and check its header and source. Returns its length, or 0."""
+    length: int
+    source: bytes
     headroom = device.packet_headroom
     packet_size = plaintext_size
     with_header = False
@@ -125,7 +129,7 @@ def _accept_packet(device: Device, peer: Peer, endpoint: Hashable, out: memoryvi
         if headroom:
             out[:headroom] = bytes(headroom)
     elif out[0] >> 4:
-        # A plain packet in the gso profile. Its first nibble is an IP version, a virtio_net_hdr's is 0.
+        # A plain packet in the gso profile: its first nibble is an IP version, and a virtio_net_hdr's is 0.
         out[headroom : headroom + plaintext_size] = bytes(out[:plaintext_size])
         out[:headroom] = bytes(headroom)
     else:
@@ -157,11 +161,11 @@ def _accept_packet(device: Device, peer: Peer, endpoint: Hashable, out: memoryvi
     if with_header and (fault := check_header(out[:length])) is not None:
         device.drop_bad_header(fault, endpoint, peer)
         return 0
-    return int(length)
+    return length
 
 
 def _roam(peer: Peer, endpoint: Hashable) -> None:
-    """Send to wherever the last authenticated message came from (section 2.1)."""
+    """Send to the source of the last authenticated message from now on (section 2.1)."""
     old = peer.endpoint
     if endpoint != old:
         peer.endpoint = endpoint
@@ -169,23 +173,23 @@ def _roam(peer: Peer, endpoint: Hashable) -> None:
 
 
 def _confirm_session(peer: Peer, keypair: Keypair, now: float) -> None:
-    """The initiator has used the keypair that we answered with: it has the keys, and we may send under it."""
+    """Start using our response's keypair: the initiator has used it, so it has the keys."""
     peer.keypairs.confirm()
     peer.handshake_completed(keypair, now)
     send_staged_packets(peer, now)
 
 
 def _refresh_session(peer: Peer, keypair: Keypair, now: float) -> None:
-    """The session is about to expire and we, who started it, only receive: renew it once (section 6.2)."""
+    """Renew a session that is about to expire, once, because we started it and only receive (section 6.2)."""
     keypair.last_minute_at = NEVER
     send_handshake_initiation(peer, now)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A handshake message's bytes, where it came from, and when."""
+    """A handshake message's bytes, its source, and its time of arrival."""
 
-    datagram: memoryview
+    datagram: Bytes
     endpoint: Hashable
     now: float
 
@@ -215,18 +219,27 @@ def _receive_handshake_message(device: Device, arrival: Arrival) -> None:
 
 
 def _passes_macs(device: Device, arrival: Arrival, sender_index: int) -> bool:
-    """mac1 always; under load also mac2 and the rate of its source (section 5.3)."""
+    """Check mac1. Under load, also check mac2 and the rate of the source (section 5.3).
+
+    A stream needs no cookie. It is connected, so its sender receives what is sent there, which is all that a cookie
+    proves, and a returning peer would lose REKEY_TIMEOUT over it. Streams are distinguished by their number and by
+    whether a peer has proved itself, because a flood may come from the same address.
+    """
     datagram, endpoint, now = arrival.datagram, arrival.endpoint, arrival.now
     if not device.cookie_checker.check_mac1(datagram):
         device.drop(DropReason.INVALID_MAC1, endpoint)
         return False
     if not device.load.handshake_message(now):
         return True
-    if not device.cookie_checker.check_mac2(datagram, cookie_source(endpoint), now):
+    if is_stranger(endpoint):
+        limiter: RateLimiter | StrangerLimiter = device.stranger_limiter
+    elif is_connected(endpoint) or device.cookie_checker.check_mac2(datagram, cookie_source(endpoint), now):
+        limiter = device.rate_limiter
+    else:
         device.drop(DropReason.COOKIE_DEMANDED, endpoint)
         send_cookie_reply(device, datagram, sender_index, endpoint, now)
         return False
-    if not device.rate_limiter.allow(rate_limit_source(endpoint), now):
+    if not limiter.allow(rate_limit_source(endpoint), now):
         device.drop(DropReason.RATE_LIMITED, endpoint)
         return False
     return True
@@ -264,8 +277,8 @@ def _receive_response(device: Device, identity: Identity, message: HandshakeResp
     _authenticated(peer, arrival)
     begin_session(peer, keypair, now)
     peer.handshake_completed(keypair, now)
-    # The responder may not send before it has seen the new keypair in use (section 5): if nothing waits to be sent,
-    # a keepalive tells.
+    # The responder must not send before it has seen the new keypair in use (section 5). If there is nothing to send,
+    # use it for a keepalive.
     if peer.staged:
         send_staged_packets(peer, now)
     else:
@@ -273,7 +286,7 @@ def _receive_response(device: Device, identity: Identity, message: HandshakeResp
 
 
 def _receive_cookie_reply(device: Device, message: CookieReply, arrival: Arrival) -> None:
-    """Keep the cookie for the next handshake message; the retry timer sends it (section 5.4.7)."""
+    """Keep the cookie for the next handshake message, which the retry timer sends (section 5.4.7)."""
     peer = device.pending_by_index.get(message.receiver_index)
     if peer is None:
         keypair = device.keypairs_by_index.get(message.receiver_index)
@@ -283,7 +296,8 @@ def _receive_cookie_reply(device: Device, message: CookieReply, arrival: Arrival
 
 
 def _authenticated(peer: Peer, arrival: Arrival) -> None:
-    """A handshake message proved the peer's static key."""
+    """Note that a handshake message has proved the peer's static key."""
+    peer.device.authenticated_endpoint = arrival.endpoint
     _roam(peer, arrival.endpoint)
     peer.last_authenticated = arrival.now
     peer.rx_packets += 1

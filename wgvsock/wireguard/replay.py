@@ -1,7 +1,7 @@
 """The sliding window that accepts each transport counter once (whitepaper section 5.4.6, RFC 6479).
 
-A ring of 64-bit blocks: advancing clears whole blocks instead of shifting a bitmap, so a packet in order costs one
-compare, one block and one bit.
+It is a ring of 64-bit blocks. Advancing clears whole blocks instead of shifting a bitmap, so a packet that arrives in
+order costs one comparison, one block and one bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _RING_MASK: Final = REPLAY_BLOCKS - 1
 
 
 class ReplayWindow:
-    """Counters that were seen, from the greatest back to `REPLAY_WINDOW` below it."""
+    """The counters seen so far, from the greatest down to `REPLAY_WINDOW` below it."""
 
     __slots__ = ("_blocks", "_greatest")
 
@@ -25,9 +25,9 @@ class ReplayWindow:
         self._greatest = 0
 
     def accept(self, counter: int) -> bool:
-        """Record an authenticated counter; False when it is a repetition or too old to tell.
+        """Record a counter. False if it is repeated, or too old to decide.
 
-        The caller authenticates the packet first: a forged counter must not move the window.
+        The caller must authenticate the packet first, because a forged counter must not move the window.
         """
         blocks = self._blocks
         greatest = self._greatest
@@ -38,7 +38,9 @@ class ReplayWindow:
                 for passed in range(max(top + 1, block - _RING_MASK), block + 1):
                     blocks[passed & _RING_MASK] = 0
             self._greatest = counter
-        elif counter + REPLAY_WINDOW < greatest:
+            blocks[block & _RING_MASK] |= 1 << (counter & _BIT_MASK)
+            return True
+        if counter + REPLAY_WINDOW < greatest:
             return False
         slot = block & _RING_MASK
         bit = 1 << (counter & _BIT_MASK)

@@ -1,6 +1,6 @@
-"""IP packet -> datagram, in the order in which a packet meets the functions: route, seal or stage, flush.
+"""IP packet -> datagram, in the order in which a packet passes the functions: route, seal or stage, flush.
 
-Below that the messages that the protocol sends by itself: keepalives, handshake messages and cookie replies.
+After that come the messages that the protocol itself sends: keepalives, handshake messages and cookie replies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wgvsock.wireguard.peer import Peer
 
 _pack_header: Final = TransportData.LAYOUT.pack_into
-_pack_nonce: Final = struct.Struct("<4xQ").pack
+pack_nonce: Final = struct.Struct("<4xQ").pack
 """The AEAD's 12-byte nonce: 4 zero bytes and the counter (section 5.4.6)."""
 _ipv4_destination: Final = struct.Struct("16x4s").unpack_from
 _ipv6_destination: Final = struct.Struct("24x16s").unpack_from
@@ -35,7 +35,7 @@ _PADDINGS: Final = tuple(bytes(size) for size in range(PADDING_MULTIPLE))
 
 
 def send_packet(device: Device, packet: Bytes, now: float) -> None:
-    """Route one packet (with its headroom) and queue it sealed, or stage it and start a handshake."""
+    """Route one packet (with its headroom), then seal and queue it, or stage it and start a handshake."""
     peer = peer_for_packet(device, memoryview(packet))
     if peer is None:
         return
@@ -49,7 +49,7 @@ def send_packet(device: Device, packet: Bytes, now: float) -> None:
 
 
 def peer_for_packet(device: Device, packet: memoryview) -> Peer | None:
-    """Cryptokey routing: the peer whose allowed IPs hold the packet's destination; None is a counted drop."""
+    """Cryptokey routing: the peer whose allowed IPs contain the packet's destination. None means a counted drop."""
     headroom = device.packet_headroom
     try:
         version = packet[headroom] >> 4
@@ -73,14 +73,14 @@ def seal_into(peer: Peer, packet: memoryview, length: int, out: memoryview, now:
     """Seal one packet into one transport data message (section 5.4.6).
 
     Args:
-        peer: Whom it is for.
-        packet: The packet with its headroom, and at least 16 bytes of room behind, where padding is written.
+        peer: The receiver.
+        packet: The packet with its headroom, followed by at least 16 bytes of space for padding.
         length: Bytes of headroom and packet.
         out: At least length + 48 bytes.
         now: Monotonic seconds.
 
     Returns:
-        The message's length in bytes; 0: no usable keypair, so hand the packet to `send_packet`, which stages it.
+        The message's length in bytes, or 0 without a usable keypair: pass the packet to `send_packet`, which stages it.
     """
     keypair = peer.keypairs.current
     if keypair is None or now >= keypair.reject_at:
@@ -95,7 +95,7 @@ def seal_into(peer: Peer, packet: memoryview, length: int, out: memoryview, now:
         packet[length:end] = _PADDINGS[end - length]
     size = end - start + TRANSPORT_OVERHEAD
     _pack_header(out, 0, TRANSPORT_DATA, keypair.remote_index, counter)
-    keypair.encrypt_into(_pack_nonce(counter), packet[start:end], None, out[TRANSPORT_HEADER_SIZE:size])
+    keypair.encrypt_into(pack_nonce(counter), packet[start:end], None, out[TRANSPORT_HEADER_SIZE:size])
     peer.tx_packets += 1
     peer.tx_bytes += size
     peer.timers.data_sent(now)
@@ -105,13 +105,13 @@ def seal_into(peer: Peer, packet: memoryview, length: int, out: memoryview, now:
 
 
 def send_staged_packets(peer: Peer, now: float) -> None:
-    """A session has begun: seal what waited for it."""
+    """Seal the packets that were waiting for a session."""
     while peer.staged and peer.has_session(now):
         _queue_sealed(peer, peer.staged.popleft(), now)
 
 
 def send_keepalive(peer: Peer, now: float) -> None:
-    """Send an empty transport data message (section 6.5), or start a handshake, which does the same job."""
+    """Send an empty transport data message (section 6.5), or start a handshake, which serves the same purpose."""
     keypair = peer.keypairs.current
     if keypair is None or not keypair.can_send(now):
         send_handshake_initiation(peer, now)
@@ -120,27 +120,27 @@ def send_keepalive(peer: Peer, now: float) -> None:
     counter = keypair.sending_counter
     keypair.sending_counter = counter + 1
     _pack_header(message, 0, TRANSPORT_DATA, keypair.remote_index, counter)
-    keypair.encrypt_into(_pack_nonce(counter), b"", None, message[TRANSPORT_HEADER_SIZE:])
+    keypair.encrypt_into(pack_nonce(counter), b"", None, message[TRANSPORT_HEADER_SIZE:])
     _queue_message(peer, bytes(message), now)
     if now >= keypair.rekey_at or counter >= keypair.rekey_after_messages:
         send_handshake_initiation(peer, now)
 
 
 def send_handshake_initiation(peer: Peer, now: float, *, retry: bool = False) -> None:
-    """Send a handshake initiation, at most one in REKEY_TIMEOUT (section 6.1).
+    """Send a handshake initiation, at most one per REKEY_TIMEOUT (section 6.1).
 
     Args:
-        peer: With whom.
+        peer: The receiver.
         now: Monotonic seconds.
-        retry: The retry timer asks; else something new does, and REKEY_ATTEMPT_TIME starts again (section 6.4).
+        retry: Whether the retry timer requests it. Otherwise REKEY_ATTEMPT_TIME starts again (section 6.4).
     """
     device = peer.device
     if not retry:
         peer.timers.handshake_wanted()
     if now < peer.last_sent_handshake + device.timings.rekey_timeout:
         return
-    if device.identity is None or peer.endpoint is None or peer.removed:
-        return
+    if device.identity is None or peer.endpoint is None or not peer.handshake.static_static:
+        return  # with a key of low order, anybody could answer the handshake
     peer.last_sent_handshake = now
     peer.forget_pending_initiation()
     local_index = device.new_index()
@@ -154,7 +154,7 @@ def send_handshake_initiation(peer: Peer, now: float, *, retry: bool = False) ->
 
 
 def send_handshake_response(peer: Peer, consumed: OpenedInitiation, now: float) -> None:
-    """Answer an initiation; its keypair waits as the next one until the initiator uses it."""
+    """Answer an initiation. The keypair waits as the next one until the initiator uses it."""
     device = peer.device
     local_index = device.new_index()
     response, keys = create_response(consumed, peer.handshake, local_index, device.random)
@@ -173,14 +173,14 @@ def send_handshake_response(peer: Peer, consumed: OpenedInitiation, now: float) 
 
 
 def begin_session(peer: Peer, keypair: Keypair, now: float) -> None:
-    """Take a new keypair into use (section 5.4.5)."""
+    """Start using a new keypair (section 5.4.5)."""
     peer.device.keypairs_by_index[keypair.local_index] = keypair
     peer.keypairs.install(keypair)
     peer.timers.session_derived(now)
 
 
-def send_cookie_reply(device: Device, message: memoryview, sender_index: int, endpoint: Hashable, now: float) -> None:
-    """Answer a handshake message with a cookie (section 5.4.7), as this device is under load."""
+def send_cookie_reply(device: Device, message: Bytes, sender_index: int, endpoint: Hashable, now: float) -> None:
+    """Answer a handshake message with a cookie (section 5.4.7), because this device is under load."""
     reply = device.cookie_checker.create_reply(message, sender_index, cookie_source(endpoint), now)
     device.cookie_replies_sent += 1
     device.queue_datagram(endpoint, reply.pack())

@@ -13,15 +13,15 @@ class PeerStatistics:
     """One peer's counters.
 
     Attributes:
-        endpoint: Where its last authenticated message came from, or what was configured.
-        rx_bytes: Bytes of authenticated messages, headers included, as ``wg`` counts.
-        tx_bytes: Likewise, sent.
-        rx_packets: Messages.
-        tx_packets: Likewise, sent.
-        last_handshake: Unix time of the last completed handshake in nanoseconds; 0 = never.
+        endpoint: The source of the last authenticated message, or the configured endpoint.
+        rx_bytes: Bytes of authenticated messages received, headers included, as ``wg`` counts them.
+        tx_bytes: Bytes of messages sent, headers included.
+        rx_packets: Number of authenticated messages received.
+        tx_packets: Number of messages sent.
+        last_handshake: Unix time of the last completed handshake, in nanoseconds, 0 if never.
         handshakes_initiated: Initiations sent.
-        handshakes_completed: Handshakes after which the peer proved its keys, whoever started them.
-        staged_packets: Packets that wait for a handshake.
+        handshakes_completed: Handshakes in which the peer proved its keys, whichever side started them.
+        staged_packets: Packets that are waiting for a handshake.
     """
 
     endpoint: Hashable | None
@@ -40,10 +40,10 @@ class DeviceStatistics:
     """The device's counters.
 
     Attributes:
-        drops: How often each reason occurred; those that never did are left out.
-        virtio_header_drops: `DropReason.BAD_VIRTIO_HEADER` by what was wrong with the header.
+        drops: Number of drops by reason. Reasons that never occurred are left out.
+        virtio_header_drops: Drops for `DropReason.BAD_VIRTIO_HEADER`, by the header's fault.
         cookie_replies_sent: Handshake messages that were answered with a cookie.
-        peers: By public key.
+        peers: Peers' counters, by public key.
     """
 
     drops: Mapping[DropReason, int]

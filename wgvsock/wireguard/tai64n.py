@@ -1,6 +1,6 @@
-"""TAI64N labels (cr.yp.to/libtai/tai64.html): the timestamp of a handshake initiation, which stops replays.
+"""TAI64N labels (cr.yp.to/libtai/tai64.html): the timestamp of a handshake initiation, which prevents replays.
 
-12 bytes, big-endian: 8 bytes of 2**62 + TAI seconds, 4 bytes of nanoseconds. Labels order as byte strings.
+A label has 12 bytes, big-endian: 8 bytes of 2**62 + TAI seconds, 4 bytes of nanoseconds. Compare labels as bytes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Final
 
 _LABEL: Final = struct.Struct(">QI")
 _UNIX_EPOCH: Final = 2**62 + 10
-"""The TAI label of 1970-01-01: 10 seconds ahead of UTC; leap seconds since then do not matter to a label's order."""
+"""The TAI label of 1970-01-01, 10 seconds ahead of UTC. Later leap seconds do not matter for the order of labels."""
 _NANOSECONDS: Final = 10**9
 _GRAIN: Final = 2**25
-"""About 34 ms. Timestamps are rounded down to this, so that they give away no fine clock to a timing attack."""
+"""About 34 ms. Timestamps are rounded down to a multiple of it, so that they offer no fine clock to a timing attack."""
 
 
 def tai64n(unix_time: int) -> bytes:
@@ -23,7 +23,7 @@ def tai64n(unix_time: int) -> bytes:
 
 
 def from_tai64n(label: bytes) -> int:
-    """Inverse of `tai64n`: Unix time in nanoseconds."""
+    """Inverse of `tai64n`: the Unix time, in nanoseconds, of a label of 12 bytes."""
     seconds, nanoseconds = _LABEL.unpack(label)
     return int((seconds - _UNIX_EPOCH) * _NANOSECONDS + nanoseconds)
 
@@ -32,8 +32,11 @@ def next_label(unix_time: int, previous: bytes) -> bytes:
     """A label that is greater than the previous one even if the clock stood still or was set back (section 5.1).
 
     Args:
-        unix_time: What the wall clock says, in nanoseconds.
-        previous: The last label sent to the same peer; empty before the first.
+        unix_time: The wall clock's time, in nanoseconds.
+        previous: The last label sent to the same peer, 12 bytes. Empty before the first.
+
+    Returns:
+        The label, 12 bytes.
     """
     coarse = unix_time - unix_time % _GRAIN
     label = tai64n(coarse)

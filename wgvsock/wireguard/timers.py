@@ -1,8 +1,8 @@
 """A peer's timers (whitepaper section 6): five deadlines, set by hooks that are named after the event.
 
-The hooks run for every packet, so they only note times: `Timers.deadline` and `Timers.expire` work out lazily which
-deadline has passed. The owner is told of a deadline only when it lies before the earliest it already knows; a deadline
-that was cleared or moved back costs one early wake-up.
+The hooks run for every packet, so they only note times. `Timers.deadline` and `Timers.expire` determine lazily which
+deadline has passed. The owner is notified of a deadline only if it is earlier than the earliest it already knows. A
+deadline that was cleared or moved back costs one early wake-up.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from wgvsock.wireguard.primitives import Random
 NEVER: Final = float("inf")
 
 
+def _ignore(_deadline: float) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The limits of whitepaper section 6.1, in seconds and messages; tests shorten them here."""
+    """The limits of whitepaper section 6.1, in seconds and messages. Tests shorten them."""
 
     rekey_after_time: float = constants.REKEY_AFTER_TIME
     reject_after_time: float = constants.REJECT_AFTER_TIME
@@ -38,7 +42,7 @@ STANDARD_TIMINGS: Final = Timings()
 
 
 class Expired(Enum):
-    """What a peer has to do about a deadline that passed."""
+    """What a peer has to do when a deadline passes."""
 
     RETRY_HANDSHAKE = "retry_handshake"
     GIVE_UP_HANDSHAKE = "give_up_handshake"
@@ -49,30 +53,32 @@ class Expired(Enum):
 
 
 class Timers:
-    """The deadlines of one peer, in monotonic seconds; `NEVER` when not running.
+    """The deadlines of one peer, in monotonic seconds, or `NEVER` when not running.
 
     Args:
         timings: The limits.
         random: Entropy for jitter.
-        notify: Called with a deadline that is earlier than all that were known.
+        notify: Called with a deadline that is earlier than all known ones.
 
     Attributes:
-        retransmit_handshake: An initiation has gone unanswered for REKEY_TIMEOUT and jitter.
-        send_keepalive: KEEPALIVE_TIMEOUT after data received, if nothing was sent in between: a passive keepalive.
-        new_handshake: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT after data sent, if nothing came back: the session may be dead.
+        retransmit_handshake: When an initiation has gone unanswered for REKEY_TIMEOUT and jitter.
+        send_keepalive: KEEPALIVE_TIMEOUT after data was received, if nothing was sent since: a passive keepalive.
+        new_handshake: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT after data was sent, if nothing came back: the session may be
+            dead.
         zero_key_material: Three times REJECT_AFTER_TIME after the last session began.
-        handshake_attempts: Initiations sent without an answer since a handshake was last asked for.
-        persistent_keepalive: Interval in seconds after which a keepalive follows the last message; 0 = off.
+        known: The last deadline that the owner was notified of.
+        handshake_attempts: Unanswered initiations since a handshake was last requested.
+        persistent_keepalive: Seconds between the last message and a keepalive, 0 if off.
     """
 
     __slots__ = (
-        "_known",
         "_last_traversal",
         "_notify",
         "_random",
         "_silence",
         "_timings",
         "handshake_attempts",
+        "known",
         "new_handshake",
         "persistent_keepalive",
         "retransmit_handshake",
@@ -84,7 +90,7 @@ class Timers:
         self._timings = timings
         self._random = random
         self._notify = notify
-        self._known = NEVER
+        self.known = NEVER
         self._last_traversal = NEVER
         self._silence = timings.keepalive_timeout + timings.rekey_timeout
         self.handshake_attempts = 0
@@ -97,80 +103,92 @@ class Timers:
     # --- hooks of the hot path ---
 
     def data_sent(self, now: float) -> None:
-        """A packet (not a keepalive) was sealed."""
+        """Note that a packet (not a keepalive) was sealed."""
         self.send_keepalive = NEVER
         self._last_traversal = now
         if self.new_handshake == NEVER:
             self.new_handshake = deadline = now + self._silence
-            if deadline < self._known:
+            if deadline < self.known:
                 self._announce(deadline)
 
     def data_received(self, now: float) -> None:
-        """An authenticated packet (not a keepalive) arrived."""
+        """Note that an authenticated packet (not a keepalive) arrived."""
         self.new_handshake = NEVER
         self._last_traversal = now
         if self.send_keepalive == NEVER:
             self.send_keepalive = deadline = now + self._timings.keepalive_timeout
-            if deadline < self._known:
+            if deadline < self.known:
                 self._announce(deadline)
 
     # --- hooks of handshakes and keepalives ---
 
     def any_authenticated_packet_sent(self, now: float) -> None:
-        """A keepalive or a handshake message was sent: the peer will hear from us, no passive keepalive is due."""
+        """Note that a keepalive or a handshake message was sent, so that no passive keepalive is needed."""
         self.send_keepalive = NEVER
         self._traversed(now)
 
     def any_authenticated_packet_received(self, now: float) -> None:
-        """A keepalive or a handshake message arrived: the peer is alive."""
+        """Note that a keepalive or a handshake message arrived, so that the peer is alive."""
         self.new_handshake = NEVER
         self._traversed(now)
 
     def handshake_wanted(self) -> None:
-        """Something other than the retry timer asks for a handshake: the attempts count from here (section 6.4)."""
+        """Restart the count of attempts: something other than the retry timer requests a handshake (section 6.4)."""
         self.handshake_attempts = 0
 
     def handshake_initiated(self, now: float) -> None:
-        """An initiation was sent."""
+        """Note that an initiation was sent."""
         self.handshake_attempts += 1
         self.retransmit_handshake = now + self._timings.rekey_timeout + self._jitter()
         self._announce(self.retransmit_handshake)
 
     def handshake_complete(self) -> None:
-        """The peer has proved its keys."""
+        """Note that the peer has proved its keys."""
         self.retransmit_handshake = NEVER
         self.handshake_attempts = 0
 
     def session_derived(self, now: float) -> None:
-        """A handshake yielded a keypair."""
+        """Note that a handshake yielded a keypair."""
         self._silence = self._timings.keepalive_timeout + self._timings.rekey_timeout + self._jitter()
         self.zero_key_material = now + 3 * self._timings.reject_after_time
         self._announce(self.zero_key_material)
 
     def set_persistent_keepalive(self, seconds: int) -> None:
-        """Change the interval; it counts from the last message."""
+        """Change the interval, which counts from the last message."""
         self.persistent_keepalive = seconds
         self._announce(self._persistent_keepalive_at())
 
+    def persistent_keepalive_due(self, now: float) -> None:
+        """Make the persistent keepalive due now, if it is on."""
+        if self.persistent_keepalive:
+            self._last_traversal = now - self.persistent_keepalive - 1.0  # a second exceeds any rounding error
+            self._announce(self._persistent_keepalive_at())
+
     def stop(self) -> None:
-        """The session is gone: every timer but the persistent keepalive stops."""
+        """Stop every timer except the persistent keepalive, because the session is gone."""
         self.retransmit_handshake = self.send_keepalive = self.new_handshake = self.zero_key_material = NEVER
+
+    def detach(self) -> None:
+        """Stop for good: the owner is no longer notified, and the timers no longer keep it in memory."""
+        self.set_persistent_keepalive(0)
+        self.stop()
+        self._notify = _ignore
 
     # --- deadlines ---
 
     def deadline(self) -> float:
-        """The earliest deadline, which is from now on the known one."""
-        self._known = min(
+        """Return the earliest deadline, and make it the known one."""
+        self.known = min(
             self.retransmit_handshake,
             self.send_keepalive,
             self.new_handshake,
             self.zero_key_material,
             self._persistent_keepalive_at(),
         )
-        return self._known
+        return self.known
 
     def expire(self, now: float) -> list[Expired]:
-        """Stop the timers whose deadline has passed and say what to do about them, in this order."""
+        """Stop the timers whose deadline has passed, and return what to do about them, in order."""
         expired = []
         if now >= self.retransmit_handshake:
             self.retransmit_handshake = NEVER
@@ -202,8 +220,8 @@ class Timers:
         return self._last_traversal + self.persistent_keepalive if self.persistent_keepalive else NEVER
 
     def _announce(self, deadline: float) -> None:
-        if deadline < self._known:
-            self._known = deadline
+        if deadline < self.known:
+            self.known = deadline
             self._notify(deadline)
 
     def _jitter(self) -> float:

@@ -7,7 +7,8 @@ from wgvsock.testing.transport import MemoryLink
 from wgvsock.transports import base
 from wgvsock.transports.link import StreamLink
 from wgvsock.transports.stream import StreamTransport
-from wgvsock.transports.udp import UdpLink, UdpTransport
+from wgvsock.transports.udp import UdpTransport
+from wgvsock.transports.udp_link import UdpLink
 
 if TYPE_CHECKING:  # the checker holds every signature against the seam
 

@@ -6,30 +6,20 @@ import pytest
 
 from wgvsock.addresses import UnixAddress
 from wgvsock.framing import Framing
+from wgvsock.runtime.backoff import INITIAL_BACKOFF, MAXIMUM_BACKOFF
 from wgvsock.testing import without_waiting
-from wgvsock.transports.dialler import BACKOFF_JITTER, INITIAL_BACKOFF, MAXIMUM_BACKOFF, Backoff, Dialler
+from wgvsock.transports.dialler import RECENT, RECENT_BACKOFF, Dialler
 from wgvsock.transports.errors import ConnectError
 from wgvsock.transports.link import LinkCallbacks, StreamLink
 
 
-def test_delays_double_up_to_the_maximum_and_start_again_after_a_reset() -> None:
-    backoff = Backoff(lambda: 0.0)
-    assert [backoff.next_delay() for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
-    backoff.reset()
-    assert backoff.next_delay() == INITIAL_BACKOFF
-
-
-def test_jitter_only_lengthens() -> None:
-    backoff = Backoff(lambda: 1.0)
-    assert backoff.next_delay() == INITIAL_BACKOFF * (1 + BACKOFF_JITTER)
-
-
 class Remote:
-    """Lets a dialler connect, or refuses, and notes when it tried."""
+    """Lets a dialler connect, or refuses, and records when it tried."""
 
     def __init__(self) -> None:
         self.attempts: list[float] = []
         self.refuses = False
+        self.takes = 0.0
         self.ends: list[socket.socket] = []
         self.connected = asyncio.Event()
         self.dialler: Dialler
@@ -45,6 +35,7 @@ class Remote:
 
     async def connect(self) -> socket.socket:
         self.attempts.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.takes)
         if self.refuses:
             raise ConnectError("cannot connect to unix:/remote", why="the test refuses")
         ours, theirs = socket.socketpair()
@@ -73,6 +64,18 @@ async def test_dials_at_once_and_again_after_the_end() -> None:
     assert len(remote.attempts) == 2
     await remote.aclose()
     assert not remote.link.connected
+
+
+@without_waiting
+async def test_the_link_knows_since_when_and_after_how_long_it_is_connected() -> None:
+    remote = Remote()
+    remote.takes = 0.25
+    assert remote.link.connected_at is None
+    begun = asyncio.get_running_loop().time()
+    await asyncio.sleep(3.0)
+    assert remote.link.connected_at == pytest.approx(begun + 0.25)
+    assert remote.link.connect_seconds == pytest.approx(0.25)
+    await remote.aclose()
 
 
 @without_waiting
@@ -127,6 +130,20 @@ async def test_an_authenticated_message_resets() -> None:
     remote.link.close("test")
     await asyncio.sleep(MAXIMUM_BACKOFF)
     assert remote.attempts[0] - before == pytest.approx(INITIAL_BACKOFF)
+    await remote.aclose()
+
+
+@without_waiting
+async def test_a_remote_that_proved_itself_lately_is_asked_often_for_a_while() -> None:
+    remote = Remote()
+    await remote.connected.wait()
+    remote.link.mark_authenticated()
+    remote.refuses = True
+    remote.link.close("test")
+    await asyncio.sleep(RECENT + 120)
+    gaps = remote.gaps()
+    assert set(gaps[:110]) == {RECENT_BACKOFF}
+    assert gaps[-1] > RECENT_BACKOFF
     await remote.aclose()
 
 

@@ -3,14 +3,16 @@ import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 
 from wgvsock.addresses import Cid, Port, StreamAddress, UnixAddress, VsockAddress
-from wgvsock.framing import MAX_COMPAT_DATAGRAM, MAX_NATIVE_DATAGRAM, Framing
+from wgvsock.framing import MAX_COMPAT_DATAGRAM, MAX_NATIVE_DATAGRAM, RECEIVE_BUFFER_SIZE, Framing
 from wgvsock.testing import without_waiting
 from wgvsock.transports.base import Link
 from wgvsock.transports.link import SEND_BUFFER_SIZE, STALL_TIMEOUT, LinkCallbacks, StreamLink
+from wgvsock.transports.sockets import PRESSURE_PAUSE
 from wgvsock.transports.vsock import MAX_SEND
 
 REMOTE = UnixAddress("/remote")
@@ -61,14 +63,14 @@ def put(link: StreamLink, datagram: bytes) -> bool:
 
 
 def fill(link: StreamLink) -> None:
-    """Send until the kernel takes no more."""
+    """Send until the kernel accepts no more."""
     while link.writable:
         assert put(link, bytes(50_000))
         link.flush()
 
 
 def take(sock: socket.socket) -> bytes:
-    """Everything that waits."""
+    """Return everything that is waiting."""
     data = b""
     while True:
         try:
@@ -257,7 +259,7 @@ async def test_a_broken_frame_closes(wire: tuple[socket.socket, socket.socket]) 
 
 
 class FailingSocket(socket.socket):
-    """Fails like a stream that was reset, or has nothing after all."""
+    """Fails like a stream that was reset, or has no data after all."""
 
     error = errno.ECONNRESET
 
@@ -266,6 +268,86 @@ class FailingSocket(socket.socket):
 
     def recv_into(self, *_: object) -> int:
         raise OSError(self.error, "as the test says")
+
+
+class PoorSocket(socket.socket):
+    """Has no memory for the first sends, as vsock's kernel side may. The last codes stay."""
+
+    codes: list[int]
+    attempts: list[float]
+
+    def send(self, data: memoryview, flags: int = 0) -> int:  # type: ignore[override]
+        self.attempts.append(asyncio.get_running_loop().time())
+        if self.codes:
+            code = self.codes[0] if len(self.codes) == 1 else self.codes.pop(0)
+            if code:
+                raise OSError(code, "as the test says")
+        return super().send(data, flags)
+
+
+def poor(sock: socket.socket, *codes: int) -> PoorSocket:
+    made = PoorSocket(fileno=sock.detach())
+    made.setblocking(False)
+    made.codes, made.attempts = list(codes), []
+    return made
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM])
+def test_a_kernel_without_memory_is_back_pressure(code: int) -> None:
+    @without_waiting
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.setblocking(False)
+            sock = poor(ours, 0, code, code, errno.EAGAIN, code, 0)
+            recorder = Recorder()
+            link = make_link(recorder)
+            link.attach(sock)
+            recorder.events.clear()
+            put(link, b"first")
+            link.flush()
+            put(link, b"second")
+            link.flush()
+            assert not link.writable
+            assert recorder.events == []
+            # The socket is writable all along: only the timer may try again, and the event after an EAGAIN.
+            await asyncio.sleep(PRESSURE_PAUSE / 2)
+            assert len(sock.attempts) == 2
+            await asyncio.sleep(1)
+            assert [round(b - a, 3) for a, b in pairwise(sock.attempts[1:])] == [0.01, 0.01, 0.0, 0.01]
+            assert link.writable
+            assert recorder.events == ["writable"]
+            assert take(theirs) == b"\0\0\0\5first\0\0\0\6second"
+            put(link, b"third")
+            link.flush()
+            assert take(theirs) == b"\0\0\0\5third"
+            link.close("done")
+
+    scenario()
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM])
+def test_a_kernel_that_never_has_memory_again_ends_the_stream(code: int) -> None:
+    @without_waiting
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            sock = poor(ours, code)
+            recorder = Recorder()
+            link = make_link(recorder)
+            link.attach(sock)
+            put(link, b"x")
+            link.flush()
+            await asyncio.sleep(STALL_TIMEOUT - 0.1)
+            assert recorder.events == ["writable", "connected"]
+            await asyncio.sleep(1)
+            assert recorder.events[-1] == "closed"
+            attempts = len(sock.attempts)
+            assert attempts <= STALL_TIMEOUT / PRESSURE_PAUSE + 1
+            await asyncio.sleep(1)
+            assert len(sock.attempts) == attempts
+
+    scenario()
 
 
 @pytest.mark.parametrize("code", [errno.ECONNRESET, errno.EPIPE])
@@ -371,6 +453,57 @@ async def test_the_next_stream_starts_clean(wire: tuple[socket.socket, socket.so
         theirs.setblocking(False)
         assert take(theirs) == b"\0\0\0\3new"
         link.close("done")
+
+
+@without_waiting
+async def test_each_stream_has_a_number_of_its_own(wire: tuple[socket.socket, socket.socket]) -> None:
+    first, second = make_link(Recorder(), dialled=False), make_link(Recorder())
+    first.attach(wire[0])
+    second.attach(wire[1])
+    numbers = [first.stream, second.stream]
+    second.close("done")
+    ours, theirs = socket.socketpair()
+    with theirs:
+        second.attach(ours)
+        numbers.append(second.stream)
+        assert len(set(numbers)) == 3
+        first.close("done")
+        second.close("done")
+
+
+@without_waiting
+async def test_who_dialled_us_is_trusted_when_he_has_proved_himself(wire: tuple[socket.socket, socket.socket]) -> None:
+    dialled, accepted = make_link(Recorder()), make_link(Recorder(), dialled=False)
+    dialled.attach(wire[0])
+    accepted.attach(wire[1])
+    assert (dialled.trusted, accepted.trusted) == (True, False)
+    accepted.mark_authenticated()
+    assert accepted.trusted
+    dialled.close("done")
+    accepted.close("done")
+
+
+@without_waiting
+async def test_a_stranger_s_stream_carries_whole_frames_and_grows_when_he_has_proved_himself(
+    wire: tuple[socket.socket, socket.socket],
+) -> None:
+    recorder = Recorder()
+    link, sender = make_link(recorder, dialled=False), make_link(Recorder())
+    link.attach(wire[0])
+    sender.attach(wire[1])
+    sent = [b"x" * MAX_NATIVE_DATAGRAM, b"y" * 50_000, b"z" * MAX_NATIVE_DATAGRAM]
+    for datagram in sent:
+        assert put(sender, datagram)
+    sender.flush()
+    while not recorder.datagrams:
+        await turn(1)
+    link.mark_authenticated()  # with half a frame in the buffer
+    while len(recorder.datagrams) < len(sent):
+        await turn(1)
+    assert recorder.datagrams == sent
+    assert len(link._decoder.receive_buffer()) == RECEIVE_BUFFER_SIZE
+    link.close("done")
+    sender.close("done")
 
 
 @without_waiting

@@ -2,6 +2,7 @@ import asyncio
 import errno
 import socket
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -9,7 +10,14 @@ from wgvsock.addresses import Cid, HybridVsockAddress, Port, StreamAddress, TcpA
 from wgvsock.testing import without_waiting
 from wgvsock.transports import sockets
 from wgvsock.transports.errors import ConnectError, ListenError
-from wgvsock.transports.sockets import accept_now, accept_stream, connect_stream, listen_stream, peer_address
+from wgvsock.transports.sockets import (
+    PRESSURE_PAUSE,
+    accept_now,
+    connect_stream,
+    listen_stream,
+    peer_address,
+    send_all,
+)
 from wgvsock.transports.unix import unix_socket
 
 VSOCK = VsockAddress(Cid(16), Port(51820))
@@ -24,14 +32,23 @@ def bound(listener: socket.socket, address: StreamAddress) -> StreamAddress:
     return TcpAddress(address.host, Port(listener.getsockname()[1])) if isinstance(address, TcpAddress) else address
 
 
+async def accept(listener: socket.socket) -> tuple[socket.socket, StreamAddress]:
+    """The next connection."""
+    come = asyncio.Event()
+    asyncio.get_running_loop().add_reader(listener, come.set)
+    await come.wait()
+    asyncio.get_running_loop().remove_reader(listener)
+    accepted = sockets.accept_now(listener)
+    assert accepted is not None
+    return accepted
+
+
 async def exchange(address: StreamAddress) -> tuple[StreamAddress, StreamAddress]:
-    """Connect, accept, carry a byte each way; what each end calls the other."""
+    """Connect, accept, carry a byte each way. Returns what each end calls the other."""
     loop = asyncio.get_running_loop()
     with listen_stream(address) as listener:
         there = bound(listener, address)
-        connected, (accepted, name) = await asyncio.gather(
-            connect_stream(there, deadline=soon()), accept_stream(listener)
-        )
+        connected, (accepted, name) = await asyncio.gather(connect_stream(there, deadline=soon()), accept(listener))
         with connected, accepted:
             for sock in (connected, accepted):
                 assert not sock.getblocking()
@@ -64,7 +81,7 @@ def test_both_ends_of_a_unix_stream_take_a_whole_batch(tmp_path: Path) -> None:
     async def scenario() -> None:
         address = UnixAddress(str(tmp_path / "s"))
         with listen_stream(address) as listener, await connect_stream(address, deadline=soon()) as connected:
-            accepted, _ = await accept_stream(listener)
+            accepted, _ = await accept(listener)
             with accepted:
                 sizes = {s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for s in (connected, accepted)}
         assert len(sizes) == 1
@@ -89,7 +106,7 @@ def test_a_hybrid_dial_asks_the_monitor(tmp_path: Path) -> None:
         with listen_stream(UnixAddress(path)) as listener:
 
             async def monitor() -> bytes:
-                sock, _ = await accept_stream(listener)
+                sock, _ = await accept(listener)
                 with sock:
                     asked = await loop.sock_recv(sock, 100)
                     await loop.sock_sendall(sock, b"OK 7\nstream")
@@ -161,7 +178,7 @@ def test_cancelling_closes_the_socket(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("address", [UnixAddress("/s"), HybridVsockAddress("/s", Port(1)), TcpAddress("::1", Port(1))])
 def test_no_socket_is_a_transport_error(address: StreamAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of descriptors, or a family that this kernel lacks: whoever dials backs off and tries again."""
+    """Out of descriptors, or a family that this kernel lacks: the dialling end backs off and retries."""
 
     def refuse(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -185,7 +202,7 @@ def test_an_address_in_use(tmp_path: Path) -> None:
 
 
 class FakeVsock:
-    """A vsock socket that records; unit tests make no real one."""
+    """A vsock socket that records. Unit tests make no real one."""
 
     family = socket.AF_VSOCK
 
@@ -217,7 +234,7 @@ class FakeVsock:
 
 
 class FakeListener:
-    """Accepts what it is given; an errno is an error."""
+    """Accepts everything. An errno is an error."""
 
     def __init__(self, *waiting: FakeVsock | int) -> None:
         self.waiting = list(waiting)
@@ -290,34 +307,41 @@ def test_running_out_of_resources_is_the_caller_s_business(code: int) -> None:
         accept_now(FakeListener(code))  # type: ignore[arg-type]
 
 
-def test_accepting_goes_on_after_running_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes: list[OSError | None] = [OSError(errno.EMFILE, "Too many open files"), None]
-    original = accept_now
-
-    def failing(listener: socket.socket, *, allowed_cids: frozenset[Cid] | None) -> object:
-        if outcomes:
-            outcome = outcomes.pop(0)
-            if outcome is not None:
-                raise outcome
-            return None
-        return original(listener, allowed_cids=allowed_cids)
-
-    monkeypatch.setattr(sockets, "accept_now", failing)
-
-    @without_waiting
-    async def scenario() -> None:
-        address = UnixAddress(str(tmp_path / "s"))
-        started = asyncio.get_running_loop().time()
-        with listen_stream(address) as listener, await connect_stream(address, deadline=soon()):
-            sock, _ = await accept_stream(listener)
-            sock.close()
-        assert asyncio.get_running_loop().time() - started >= sockets.DESCRIPTOR_PAUSE
-
-    scenario()
-    assert outcomes == []
-
-
 def test_a_peer_without_name() -> None:
     left, right = socket.socketpair()
     with left, right:
         assert peer_address(left) == UnixAddress("-")
+
+
+class SlowSocket:
+    """Accepts three bytes at a time, with an error before each."""
+
+    def __init__(self, sock: socket.socket, *codes: int) -> None:
+        self.sock = sock
+        self.codes = list(codes)
+        self.taken = b""
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def send(self, data: memoryview) -> int:
+        if self.codes and (code := self.codes.pop(0)):
+            raise OSError(code, "as the test says")
+        self.taken += data[:3]
+        return len(data[:3])
+
+
+def test_sending_all_waits_out_what_passes() -> None:
+    @without_waiting
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            slow = SlowSocket(ours, errno.ENOBUFS, 0, errno.EAGAIN, errno.ENOMEM)
+            began = asyncio.get_running_loop().time()
+            await send_all(cast("socket.socket", slow), b"a whole message")
+            assert slow.taken == b"a whole message"
+            assert asyncio.get_running_loop().time() - began == pytest.approx(2 * PRESSURE_PAUSE)
+            with pytest.raises(ConnectionResetError):
+                await send_all(cast("socket.socket", SlowSocket(ours, 0, errno.ECONNRESET)), b"a whole message")
+
+    scenario()

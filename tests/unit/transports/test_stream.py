@@ -19,7 +19,7 @@ from wgvsock.transports.stream import AUTHENTICATION_TIMEOUT, StreamTransport
 
 
 class End:
-    """A transport with what it reported."""
+    """A transport with its reports."""
 
     def __init__(self, transport: StreamTransport) -> None:
         self.transport = transport
@@ -49,14 +49,14 @@ class End:
         link.flush()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something has been reported that makes the condition true."""
+        """Wait until a report makes the condition true."""
         async with asyncio.timeout(60):
             while not condition():
                 await self.news.wait()
                 self.news.clear()
 
     async def streams(self, count: int) -> None:
-        """Wait until this many streams have been connected in all."""
+        """Wait until this many streams have been connected in total."""
         await self.until(lambda: len(self.connected) >= count)
 
 
@@ -166,33 +166,86 @@ def test_strangers_are_closed_and_friends_stay(tmp_path: Path) -> None:
     scenario()
 
 
-def test_a_newcomer_takes_the_oldest_stranger_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "MAX_ACCEPTED", 3)
+class Crowd:
+    """Streams to one listening end."""
+
+    def __init__(self, listening: End, address: StreamAddress) -> None:
+        self.listening = listening
+        self.address = address
+        self.socks: list[socket.socket] = []
+
+    async def another(self) -> None:
+        deadline = asyncio.get_running_loop().time() + 5
+        self.socks.append(await connect_stream(self.address, deadline=deadline))
+        await asyncio.sleep(0.01)
+
+    def alive(self) -> list[bool]:
+        return [isinstance(link, StreamLink) and link.connected for link in self.listening.connected]
+
+
+@asynccontextmanager
+async def crowd(folder: Path) -> AsyncIterator[Crowd]:
+    address = UnixAddress(str(folder / "s"))
+    async with end(StreamTransport(listen=[address])) as listening:
+        made = Crowd(listening, address)
+        yield made
+        for sock in made.socks:
+            sock.close()
+
+
+def test_a_newcomer_takes_the_oldest_stranger_s_place_and_never_a_peer_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MAX_STRANGERS", 2)
 
     @without_waiting
     async def scenario() -> None:
-        address = UnixAddress(str(tmp_path / "s"))
-        async with end(StreamTransport(listen=[address])) as listening:
-            socks: list[socket.socket] = []
-
-            async def another() -> None:
-                socks.append(await connect_stream(address, deadline=asyncio.get_running_loop().time() + 5))
-                await asyncio.sleep(0.01)
-
-            def alive() -> list[bool]:
-                return [isinstance(link, StreamLink) and link.connected for link in listening.connected]
-
+        async with crowd(tmp_path) as made:
+            for _ in range(2):
+                await made.another()
+            made.listening.connected[0].mark_authenticated()
             for _ in range(3):
-                await another()
-            listening.connected[0].mark_authenticated()
-            await another()
-            assert alive() == [True, False, True, True]
-            for link in listening.connected[2:]:
+                await made.another()
+            assert made.alive() == [True, False, False, True, True]
+
+    scenario()
+
+
+def test_peers_cannot_take_more_places_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_ACCEPTED", 2)
+
+    @without_waiting
+    async def scenario() -> None:
+        async with crowd(tmp_path) as made:
+            for _ in range(4):
+                await made.another()
+            for link in made.listening.connected[:3]:
                 link.mark_authenticated()
-            await another()
-            assert alive() == [True, False, True, True]  # the fifth found no place
-            for sock in socks:
-                sock.close()
+            assert made.alive() == [True, True, False, True]
+            made.listening.connected[0].close("test")
+            made.listening.connected[3].mark_authenticated()
+            assert made.alive() == [False, True, False, True]
+
+    scenario()
+
+
+def test_an_accepted_link_that_finds_no_place_ends_no_dialled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may have one address."""
+    monkeypatch.setattr(stream, "MAX_ACCEPTED", 0)
+
+    @without_waiting
+    async def scenario() -> None:
+        async with crowd(tmp_path) as made:
+            dialled = made.listening.transport.link_for(made.address)
+            await made.listening.streams(2)
+            await made.another()
+            made.listening.connected[-1].mark_authenticated()
+            assert made.alive() == [True, True, False]
+            await asyncio.sleep(10)
+            assert made.listening.connected.count(dialled) == 1  # type: ignore[arg-type]
+            assert len(made.listening.connected) == 3
 
     scenario()
 

@@ -1,180 +1,19 @@
-"""The UDP transport against a scripted kernel; tests/e2e/test_wg_udp.py has the real one."""
+"""The UDP transport against a scripted kernel. tests/e2e/test_wg_udp.py has the real one."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 import struct
-from collections import deque
-from collections.abc import Iterator
-from types import ModuleType
-from typing import Self
 
 import pytest
 
+from tests.unit.transports.udp_kernel import OTHER, REMOTE, REMOTE6, Kernel, put, started
 from wgvsock.addresses import Cid, Port, UdpAddress, VsockAddress
 from wgvsock.errors import TransportError
 from wgvsock.transports import udp
-from wgvsock.transports.base import Link
 from wgvsock.transports.errors import ListenError
-from wgvsock.transports.udp import UdpLink, UdpTransport
-
-REMOTE = UdpAddress("192.0.2.1", Port(51820))
-OTHER = UdpAddress("192.0.2.2", Port(51820))
-REMOTE6 = UdpAddress("2001:db8::1", Port(51820))
-
-
-class Kernel:
-    """What the fake sockets of one test share."""
-
-    def __init__(self) -> None:
-        self.sockets: list[FakeSocket] = []
-        self.next_port = 40000
-        self.ports_in_use: set[tuple[int, int]] = set()  # (family, port)
-        self.families = {socket.AF_INET, socket.AF_INET6}
-        self.options = {udp._UDP_SEGMENT, udp._UDP_GRO}
-        self.forbid_marks = False
-        self.sent: list[tuple[object, bytes, int]] = []  # (address, data, segment size or 0)
-        self.room = 1 << 30  # calls until a send would block
-        self.refuse_runs: int = 0  # errno
-        self.refuse_all: int = 0
-
-    def __call__(self, family: int, kind: int) -> FakeSocket:
-        assert kind == socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        if family not in self.families:
-            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-        sock = FakeSocket(self, family)
-        self.sockets.append(sock)
-        return sock
-
-    def marks(self) -> set[object]:
-        return {sock.options[socket.SOL_SOCKET, socket.SO_MARK] for sock in self.sockets if not sock.closed}
-
-
-class FakeSocket:
-    """A UDP socket whose readiness is that of a socket pair."""
-
-    def __init__(self, kernel: Kernel, family: int) -> None:
-        self.kernel = kernel
-        self.family = family
-        self.port = 0
-        self.options: dict[tuple[int, int], object] = {}
-        self.arriving: deque[tuple[bytes, list[tuple[int, int, bytes]], object]] = deque()
-        self.near, self.far = socket.socketpair()
-        self.closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def fileno(self) -> int:
-        return self.near.fileno()
-
-    def close(self) -> None:
-        self.closed = True
-        self.near.close()
-        self.far.close()
-
-    def setsockopt(self, level: int, option: int, value: object) -> None:
-        if level == udp._SOL_UDP and option not in self.kernel.options:
-            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
-        if option == socket.SO_MARK and level == socket.SOL_SOCKET and self.kernel.forbid_marks:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-        self.options[level, option] = value
-
-    def bind(self, address: tuple[str, int]) -> None:
-        host, port = address
-        assert not host
-        if not port:
-            self.kernel.next_port += 1
-            port = self.kernel.next_port
-        if (self.family, port) in self.kernel.ports_in_use:
-            raise OSError(errno.EADDRINUSE, "Address already in use")
-        self.port = port
-
-    def getsockname(self) -> tuple[str, int]:
-        return "", self.port
-
-    def arrive(self, data: bytes, source: object, size: int = 0) -> None:
-        ancillary = [(udp._SOL_UDP, udp._UDP_GRO, struct.pack("=i", size))] if size else []
-        self.arriving.append((data, ancillary, source))
-        self.far.send(b"!")
-
-    def recvmsg_into(
-        self, buffers: tuple[memoryview], ancillary_size: int
-    ) -> tuple[int, list[tuple[int, int, bytes]], int, object]:
-        assert ancillary_size >= socket.CMSG_LEN(4)
-        if not self.arriving:
-            raise BlockingIOError
-        data, ancillary, source = self.arriving.popleft()
-        self.near.recv(1)
-        buffers[0][: len(data)] = data
-        return len(data), ancillary, 0, source
-
-    def sendto(self, data: memoryview, address: object) -> int:
-        return self._send(bytes(data), address, 0)
-
-    def sendmsg(
-        self, data: tuple[memoryview], ancillary: tuple[tuple[int, int, bytes]], flags: int, address: object
-    ) -> int:
-        ((level, kind, value),) = ancillary
-        assert (level, kind, flags) == (udp._SOL_UDP, udp._UDP_SEGMENT, 0)
-        return self._send(bytes(data[0]), address, struct.unpack("=H", value)[0])
-
-    def _send(self, data: bytes, address: object, size: int) -> int:
-        if self.kernel.room <= 0:
-            raise BlockingIOError
-        self.kernel.room -= 1
-        refused = self.kernel.refuse_all or (size and self.kernel.refuse_runs)
-        if refused:
-            raise OSError(refused, os.strerror(refused))
-        self.kernel.sent.append((address, data, size))
-        return len(data)
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    kernel = Kernel()
-    scripted = ModuleType("socket")
-    vars(scripted).update(vars(socket), socket=kernel)
-    monkeypatch.setattr(udp, "socket", scripted)
-    yield kernel
-    for sock in kernel.sockets:
-        sock.close()
-
-
-class Received:
-    def __init__(self) -> None:
-        self.datagrams: list[tuple[Link, list[bytes]]] = []
-        self.writable: list[Link] = []
-        self.changed = asyncio.Event()
-
-    def on_datagrams(self, link: Link, datagrams: list[memoryview]) -> None:
-        self.datagrams.append((link, [bytes(datagram) for datagram in datagrams]))
-        self.changed.set()
-
-    def on_writable(self, link: Link) -> None:
-        self.writable.append(link)
-        self.changed.set()
-
-
-async def started(port: int = 0, **arguments: int) -> tuple[UdpTransport, Received]:
-    transport, received = UdpTransport(port, **arguments), Received()
-    await transport.start(received.on_datagrams, received.on_writable, lambda _: pytest.fail("UDP connects nothing"))
-    return transport, received
-
-
-def put(link: Link | None, *datagrams: bytes) -> None:
-    assert link is not None
-    for datagram in datagrams:
-        room = link.reserve(len(datagram) + 48)
-        assert room is not None
-        room[: len(datagram)] = datagram
-        link.commit(len(datagram))
 
 
 @pytest.mark.asyncio
@@ -189,15 +28,6 @@ async def test_both_families_have_one_port(kernel: Kernel) -> None:
     await transport.aclose()
     await transport.aclose()
     assert all(sock.closed for sock in kernel.sockets)
-
-
-@pytest.mark.asyncio
-async def test_a_port_that_one_family_cannot_have_is_not_chosen(kernel: Kernel) -> None:
-    kernel.ports_in_use = {(socket.AF_INET6, 40001), (socket.AF_INET6, 40002)}
-    transport, _ = await started()
-    assert transport.listen_port == 40003
-    assert [sock.closed for sock in kernel.sockets] == [True] * 4 + [False] * 2
-    await transport.aclose()
 
 
 @pytest.mark.asyncio
@@ -284,17 +114,6 @@ async def test_a_remote_has_one_link(kernel: Kernel) -> None:
 
 
 @pytest.mark.asyncio
-async def test_links_of_one_remote_are_equal(kernel: Kernel) -> None:
-    transport, _ = await started()
-    one, same, other = UdpLink(transport, ("a", 1)), UdpLink(transport, ("a", 1)), UdpLink(transport, ("a", 2))
-    assert one == same
-    assert hash(one) == hash(same)
-    assert one != other
-    assert one != ("a", 1)
-    await transport.aclose()
-
-
-@pytest.mark.asyncio
 async def test_only_udp_has_links(kernel: Kernel) -> None:
     transport, _ = await started()
     assert transport.link_for(VsockAddress(Cid(16), Port(1))) is None
@@ -312,20 +131,6 @@ async def test_strangers_cannot_fill_the_memory(kernel: Kernel, monkeypatch: pyt
         received.changed.clear()
         await received.changed.wait()
     assert len(transport._links) <= 8
-    await transport.aclose()
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("text", "sockaddr"),
-    [("fe80::1%3", ("fe80::1", 9, 0, 3)), ("fe80::1%lo", ("fe80::1", 9, 0, 1)), ("::1", ("::1", 9, 0, 0))],
-)
-async def test_ipv6_zones(kernel: Kernel, text: str, sockaddr: tuple[str, int, int, int]) -> None:
-    transport, _ = await started()
-    link = transport.link_for(UdpAddress(text, Port(9)))
-    assert link is not None
-    assert link.sockaddr == sockaddr
-    assert str(link.address) == f"udp:[{text.replace('lo', '1')}]:9"
     await transport.aclose()
 
 

@@ -86,7 +86,7 @@ def test_where_a_monitor_delivers_what_its_guest_dials() -> None:
 
 
 async def shake(answer: bytes, *, then: bytes = b"") -> tuple[bytes, bytes]:
-    """What the monitor was asked, and what follows its answer on the stream."""
+    """The requests to the monitor, and what follows its answer on the stream."""
     ours, monitor = socket.socketpair()
     with ours, monitor:
         ours.setblocking(False)

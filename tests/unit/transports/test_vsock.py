@@ -14,7 +14,7 @@ ENCLAVE = VsockAddress(Cid(16), Port(51820))
 
 
 class FakeSocket:
-    """Takes the place of an AF_VSOCK socket: unit tests never connect one."""
+    """Replaces an AF_VSOCK socket: unit tests never connect one."""
 
     def __init__(self, family: int, kind: int) -> None:
         self.family, self.kind = family, kind
@@ -65,10 +65,44 @@ def test_no_vsock_here(monkeypatch: pytest.MonkeyPatch) -> None:
         vsock.vsock_socket()
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_no_descriptor_left_is_not_the_end_of_vsock(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("wgvsock.transports.vsock.socket.socket", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        vsock.vsock_socket()
+
+
 def test_connecting_without_flags() -> None:
     sock = FakeSocket(socket.AF_VSOCK, 0)
     assert vsock.start_connect(sock, ENCLAVE, to_host=False) == errno.EINPROGRESS  # type: ignore[arg-type]
     assert sock.connected_to == [(16, 51820)]
+
+
+@pytest.mark.parametrize("to_host", [False, True])
+@pytest.mark.parametrize("cid", [-5, 0, 2**32 - 1, 2**32 + 16, 2**70])
+def test_a_cid_that_nobody_dials_never_reaches_the_socket(cid: int, to_host: bool) -> None:
+    sock = FakeSocket(socket.AF_VSOCK, 0)
+    address = VsockAddress(cid, Port(51820))  # type: ignore[arg-type] # no `Cid` holds most of them
+    assert vsock.start_connect(sock, address, to_host=to_host) == errno.EADDRNOTAVAIL  # type: ignore[arg-type]
+    assert sock.connected_to == []
+
+
+@pytest.mark.parametrize("to_host", [False, True])
+def test_no_test_reaches_this_machine_s_vsock(to_host: bool) -> None:
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock, pytest.raises(RuntimeError, match="lab guest"):
+        vsock.start_connect(sock, ENCLAVE, to_host=to_host)
+
+
+@pytest.mark.parametrize("name", [(2**32 + 16, 51820), (-5, 51820), (16, 2**32 + 1), (2**70, 51820)])
+def test_no_test_has_python_cut_an_address(name: tuple[int, int]) -> None:
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
+        with pytest.raises(RuntimeError, match="would not be told in full"):
+            sock.connect_ex(name)
+        with pytest.raises(RuntimeError, match="would not be told in full"):
+            sock.bind(name)
 
 
 @pytest.mark.parametrize("code", [0, errno.EINPROGRESS, errno.ENODEV])
@@ -95,3 +129,14 @@ def test_connecting_to_the_host(monkeypatch: pytest.MonkeyPatch, code: int) -> N
 
 def test_names_of_peers() -> None:
     assert vsock.vsock_address((3, 1234)) == VsockAddress(Cid(3), Port(1234))
+
+
+def test_a_listener_s_connections_can_be_given_less() -> None:
+    sock = FakeSocket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    vsock.limit_buffer(sock, 32 * 1024)  # type: ignore[arg-type] # see FakeSocket
+    assert sock.options == [(socket.AF_VSOCK, socket.SO_VM_SOCKETS_BUFFER_SIZE, 32 * 1024)]
+    sock.refuses_options = True
+    vsock.limit_buffer(sock, 32 * 1024)  # type: ignore[arg-type]
+    other = FakeSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    vsock.limit_buffer(other, 32 * 1024)  # type: ignore[arg-type]
+    assert other.options == []

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgvsock.testing import MemoryTun
-from wgvsock.tunnel.coalescer import MAX_PACKET, MAX_SEGMENTS, PADDING, Coalescer
-from wgvsock.tunnel.udp_segmentation import segments
-from wgvsock.virtio_net import GSO_UDP_L4, check_header
+from wgvsock.tunnel.coalescer import MAX_PACKET, PADDING, Coalescer
+from wgvsock.tunnel.segmentation import segments
+from wgvsock.virtio_net import GSO_UDP_L4, MAXIMUM_UDP_SEGMENTS, check_header
 
 
 def ones_complement(data: bytes) -> int:
@@ -23,7 +23,7 @@ def ones_complement(data: bytes) -> int:
 def udp(
     payload: bytes, *, version: int = 4, port: int = 53, identification: int = 0, flags: int = 1, **odd: int
 ) -> bytes:
-    """A datagram as the kernel hands it over; `odd` is what makes it one that may not be merged."""
+    """A datagram as the kernel hands it over. `odd` is what prevents its merging."""
     addresses = ipaddress.ip_address("10.0.0.1").packed + ipaddress.ip_address("10.0.0.2").packed
     if version == 6:
         addresses = ipaddress.ip_address("fd00::1").packed + ipaddress.ip_address("fd00::2").packed
@@ -58,7 +58,7 @@ class Reader:
         self.coalescer.enabled = enabled
 
     def read(self, *packets: bytes) -> list[bytes]:
-        """What comes out while these wait; sealing spoils the padding behind each, as it does in life."""
+        """Return the result of these waiting packets. Sealing overwrites the padding behind each, as in production."""
         for packet in packets:
             self.tun.inject(packet)
         read = []
@@ -78,7 +78,7 @@ def reader() -> Iterator[Reader]:
 
 
 def taken_apart(packets: list[bytes]) -> list[bytes]:
-    """What the far kernel makes of it."""
+    """Return what the far kernel makes of it."""
     apart = []
     for packet in packets:
         apart += [bytes(s) for s in segments(memoryview(packet))] if packet[1] == GSO_UDP_L4 else [packet]
@@ -161,9 +161,9 @@ def test_a_checksum_that_was_looked_at_may_be_opened_again(reader: Reader) -> No
 
 
 def test_segments_and_length_are_bounded(reader: Reader) -> None:
-    small = [udp(bytes(10), identification=n) for n in range(MAX_SEGMENTS + 5)]
+    small = [udp(bytes(10), identification=n) for n in range(MAXIMUM_UDP_SEGMENTS + 5)]
     assert taken_apart(reader.read(*small)) == small
-    assert reader.counts == [MAX_SEGMENTS, 5]
+    assert reader.counts == [MAXIMUM_UDP_SEGMENTS, 5]
     large = [udp(bytes(1400), identification=n) for n in range(60)]
     read = reader.read(*large)
     assert max(len(packet) for packet in read) <= 10 + MAX_PACKET

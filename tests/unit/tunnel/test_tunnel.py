@@ -1,4 +1,5 @@
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import pytest
 from wgvsock.devices.errors import TunGoneError
 from wgvsock.testing import ManualClock, MemoryTransport, MemoryTun, SeededRandom, without_waiting
 from wgvsock.testing.pair import ipv4_packet
-from wgvsock.tunnel.tunnel import Tunnel
+from wgvsock.tunnel.tunnel import Tunnel, TunnelDrop
 from wgvsock.wireguard import (
     Device,
     EndpointChanged,
@@ -21,6 +22,7 @@ from wgvsock.wireguard import (
     generate_private_key,
     public_key,
 )
+from wgvsock.wireguard.messages import HandshakeInitiation, TransportData, parse_message
 
 TO_RIGHT = ipv4_packet("10.0.0.1", "10.0.0.2", b"to the right")
 TO_LEFT = ipv4_packet("10.0.0.2", "10.0.0.1", b"to the left")
@@ -62,7 +64,7 @@ class Side:
         return [event for event in self.events if isinstance(event, kind)]
 
     async def takes(self) -> bytes:
-        """The next packet that the kernel of this side gets."""
+        """Return the next packet that the kernel of this side gets."""
         async with asyncio.timeout(30):
             for _ in range(10_000):
                 packet = self.tun.take()
@@ -74,7 +76,7 @@ class Side:
 
 @asynccontextmanager
 async def sides(*, headroom: int = 0, profile: Profile = Profile.PLAIN) -> AsyncIterator[tuple[Side, Side]]:
-    """Left, who dials, and right."""
+    """Left, the dialling end, and right."""
     transports = MemoryTransport.pair()
     left, right = Side("left", transports[0], headroom), Side("right", transports[1], headroom)
     left.know(right, number=2, dials=True, profile=profile)
@@ -166,13 +168,13 @@ async def test_a_blocked_link_leaves_the_queue_in_the_interface() -> None:
         await turns()
         assert right.tun.take() is None
         before = left.tunnel.statistics()
-        assert before.dropped_backlog == 0
+        assert before.own_drops[TunnelDrop.BACKLOG] == 0
         left.tun.inject(TO_RIGHT)
         await turns()
         left.transport.link.unblock()
         for _ in range(51):
             assert await right.takes() == TO_RIGHT
-        assert left.tunnel.statistics().dropped_backlog == 0
+        assert left.tunnel.statistics().own_drops[TunnelDrop.BACKLOG] == 0
 
 
 @without_waiting
@@ -185,7 +187,7 @@ async def test_with_several_peers_a_blocked_one_loses_its_own_packets_only() -> 
         for _ in range(100):
             left.tun.inject(TO_RIGHT)
             await turns()
-        assert left.tunnel.statistics().dropped_backlog > 0
+        assert left.tunnel.statistics().own_drops[TunnelDrop.BACKLOG] > 0
 
 
 @without_waiting
@@ -216,13 +218,25 @@ async def test_a_new_stream_begins_with_a_handshake() -> None:
 
 
 @without_waiting
+async def test_a_new_stream_is_known_by_the_session_before_the_handshake_is_looked_at() -> None:
+    async with sides() as (left, right):
+        await established(left, right)
+        await asyncio.sleep(1)
+        left.transport.carried.clear()
+        left.transport.on_connected(left.transport.link)
+        await turns()
+        kinds = [type(parse_message(datagram)) for datagram in left.transport.carried]
+        assert kinds[:2] == [TransportData, HandshakeInitiation]
+
+
+@without_waiting
 async def test_a_peer_that_answers_no_handshake_gets_a_new_stream() -> None:
     async with sides() as (left, _right):
         left.transport.severed = True
         left.tun.inject(TO_RIGHT)
         await asyncio.sleep(120)
         assert len(left.of(HandshakeFailed)) == 1
-        assert left.transport.link.closed == ["the peer answers no handshake"]
+        assert left.transport.link.closed == ["the peer does not answer handshakes"]
 
 
 @without_waiting
@@ -294,6 +308,38 @@ async def test_super_packets_pass() -> None:
         packet = bytes(10) + ipv4_packet("10.0.0.1", "10.0.0.2", bytes(60_000))
         left.tun.inject(packet)
         assert await right.takes() == packet
+
+
+def test_a_tun_that_refuses_super_packets_goes_on_without_offloads(caplog: pytest.LogCaptureFixture) -> None:
+    """Linux 6.6.44 and 6.10.3. The peer still sends super-packets, and may be sent some."""
+    tcp = ipv4_packet("10.0.0.1", "10.0.0.2", bytes(12) + b"\x50\x10" + bytes(6) + bytes(3000))
+    packet = bytes([1, 1, 40, 0, 0xE8, 3, 20, 0, 16, 0]) + tcp[:9] + b"\x06" + tcp[10:]
+    back = packet[:22] + packet[26:30] + packet[22:26] + packet[30:]
+
+    @without_waiting
+    async def scenario() -> None:
+        async with sides(headroom=10, profile=Profile.GSO) as (left, right):
+            await established(left, right)
+            right.tun.refuses_super_packets = True
+            right.tun.inject(back)  # it waits in the interface when the offloads are switched off
+            for _ in range(2):
+                left.tun.inject(packet)
+                pieces = [await right.takes() for _ in range(3)]
+                assert b"".join(piece[50:] for piece in pieces) == packet[50:]
+                assert [piece[1] for piece in pieces] == [0, 0, 0]
+            assert await left.takes() == back
+            statistics = right.tunnel.statistics()
+            assert (statistics.super_packets_refused, statistics.own_drops[TunnelDrop.KERNEL]) == (2, 0)
+            assert statistics.own_drops[TunnelDrop.OFFLOADED] == 0
+            for _ in range(2):
+                assert not right.tun.offloads
+                assert not right.tunnel.statistics().offloads
+                right.tunnel.wake()
+            assert left.tun.offloads
+
+    with caplog.at_level(logging.WARNING):
+        scenario()
+    assert caplog.messages == ["the kernel refuses a well-formed super-packet: the offloads of memory0 are off"]
 
 
 @without_waiting

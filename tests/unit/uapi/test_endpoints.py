@@ -102,7 +102,7 @@ def test_anything_else_is_a_configuration_error(endpoints: EndpointText, text: s
 
 
 def test_a_port_that_wg_would_truncate_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="wg knows 16-bit ports only, and would show port 4"):
+    with pytest.raises(ConfigurationError, match="wg knows only 16-bit ports, and would show port 4"):
         VSOCK.parse("6:65540")
 
 

@@ -51,7 +51,7 @@ def peer(lines: str) -> PeerChange:
 
 
 def refusal(lines: str) -> int:
-    """The error number that wireguard-go 0.0.20220316 answers with the sign turned; see tests/e2e/test_wg_uapi.py."""
+    """The error number that wireguard-go 0.0.20220316 answers, negated. See tests/e2e/test_wg_uapi.py."""
     (request,) = read(f"set=1\n{lines}\n")
     assert isinstance(request, RejectedRequest), request
     return request.error.errno
@@ -288,7 +288,7 @@ def test_state() -> None:
             ),
         ),
     )
-    assert format_state(state).decode() == (
+    assert b"".join(format_state(state)).decode() == (
         f"private_key={KEY.hex()}\nlisten_port=51820\nfwmark=16\n"
         f"public_key={PSK.hex()}\npreshared_key={bytes(32).hex()}\nendpoint=0.0.0.6:51820\n"
         "last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=123\nrx_bytes=1\ntx_bytes=2\n"
@@ -297,8 +297,9 @@ def test_state() -> None:
 
 
 def test_an_unset_device_has_no_lines() -> None:
-    assert format_state(DeviceState(None, 0, 0, ())) == b""
-    assert b"endpoint=" not in format_state(DeviceState(None, 0, 0, (PeerState(KEY, KEY, None, 0, 0, 0, 0, ()),)))
+    assert list(format_state(DeviceState(None, 0, 0, ()))) == [b""]
+    peer = PeerState(KEY, KEY, None, 0, 0, 0, 0, ())
+    assert b"endpoint=" not in b"".join(format_state(DeviceState(None, 0, 0, (peer,))))
 
 
 def test_status_is_negative() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import stat
@@ -17,14 +18,14 @@ from wgvsock.uapi.server import UapiServer, open_control_socket, socket_path
 
 
 class FakeControl:
-    """Records changes; refuses fwmark 13; holds fwmark 99 back until `release` is set."""
+    """Records changes, refuses fwmark 13, and holds fwmark 99 back until `release` is set."""
 
     def __init__(self) -> None:
         self.changes: list[DeviceChange] = []
         self.release = asyncio.Event()
         self.held = asyncio.Event()
 
-    def state(self) -> DeviceState:
+    async def state(self) -> DeviceState:
         return DeviceState(None, 51820, 0, ())
 
     async def apply(self, change: DeviceChange) -> None:
@@ -40,14 +41,14 @@ class Served:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.control = FakeControl()
-        self.server = UapiServer(self.control, open_control_socket(path), path)  # type: ignore[arg-type]
+        self.server = UapiServer(self.control, open_control_socket(path), path)
         self.task = asyncio.create_task(self.server.serve())
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:  # noqa: TID251  # no data plane
         return await asyncio.open_unix_connection(self.path)
 
     async def ask(self, request: bytes) -> bytes:
-        """One request on a connection of its own; everything the server says until it closes."""
+        """Send one request on a separate connection. Returns everything the server sends until it closes."""
         reader, writer = await self.connect()
         writer.write(request)
         writer.write_eof()
@@ -127,14 +128,17 @@ async def test_a_client_that_goes_away_disturbs_nobody(served: Served) -> None:
 
 
 @with_server
-async def test_set_requests_take_effect_one_after_another_and_get_never_waits(served: Served) -> None:
+async def test_set_requests_take_effect_one_after_another_and_get_sees_no_half_of_one(served: Served) -> None:
     slow = asyncio.create_task(served.ask(b"set=1\nfwmark=99\n\n"))
     await served.control.held.wait()
     second = asyncio.create_task(served.ask(b"set=1\nfwmark=2\n\n"))
-    assert await served.ask(b"get=1\n\n") != b""
+    third = asyncio.create_task(served.ask(b"get=1\n\n"))
+    assert await served.ask(b"set=1\nnonsense\n\n") == b"errno=-71\n\n"
     assert served.control.changes == []
+    assert not third.done()
     served.control.release.set()
     assert (await slow, await second) == (b"errno=0\n\n", b"errno=0\n\n")
+    assert (await third).endswith(b"errno=0\n\n")
     assert [change.fwmark for change in served.control.changes] == [99, 2]
 
 
@@ -171,17 +175,59 @@ async def test_a_client_that_never_reads_is_cut_off(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.asyncio
-async def test_more_clients_than_places_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
+async def test_one_client_too_many_takes_the_place_of_the_one_that_is_silent_the_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 half-open clients kept `wg show` waiting for 3.3 s."""
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 3)
     async with asyncio.timeout(10), serving(tmp_path / "wg0.sock") as served:
-        first, second = await served.connect(), await served.connect()
-        third = asyncio.create_task(served.ask(b"get=1\n\n"))
-        first[1].write(b"get=1\n\n")
-        await first[0].readuntil(b"errno=0\n\n")
-        assert not third.done()
-        first[1].close()
-        assert await third != b""
-        second[1].close()
+        monitor, silent, slow = await served.connect(), await served.connect(), await served.connect()
+        monitor[1].write(b"get=1\n\n")
+        await monitor[0].readuntil(b"errno=0\n\n")
+        slow[1].write(b"set=1\n")
+        assert await served.ask(b"get=1\n\n") != b""
+        assert await silent[0].read() == b"", "sent away"
+        late = await served.connect()
+        assert await served.ask(b"get=1\n\n") != b""
+        assert await slow[0].read() == b"", "sent away"
+        monitor[1].write(b"get=1\n\n")
+        await monitor[0].readuntil(b"errno=0\n\n")
+        for _, writer in (monitor, silent, slow, late):
+            writer.close()
+
+
+@pytest.mark.asyncio
+async def test_many_connections_at_once_leave_no_descriptor_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(10), serving(tmp_path / "wg0.sock") as served:
+        monkeypatch.setattr(server_module, "MAX_CLIENTS", 2)
+        with contextlib.ExitStack() as opened:
+            clients = [opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(20)]
+            for client in clients:
+                client.connect(str(served.path))
+            assert await served.ask(b"get=1\n\n") != b""
+            for client in clients[:-2]:
+                client.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+
+
+@pytest.mark.asyncio
+async def test_a_client_whose_change_is_being_carried_out_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 1)
+    async with asyncio.timeout(10), serving(tmp_path / "wg0.sock") as served:
+        changing = asyncio.create_task(served.ask(b"set=1\nfwmark=99\n\n"))
+        await served.control.held.wait()
+        newcomer = asyncio.create_task(served.ask(b"get=1\n\n"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not newcomer.done()
+        served.control.release.set()
+        assert await newcomer != b""
+        await changing
+        assert [change.fwmark for change in served.control.changes] == [99]
 
 
 @pytest.mark.asyncio
@@ -248,7 +294,7 @@ def test_the_socket_is_root_s_alone_and_its_folder_is_made(tmp_path: Path) -> No
 
 
 def test_the_socket_appears_only_once_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`wg` removes a socket that refuses it, and the device would take that for the operator's wish to end."""
+    """`wg` removes a socket that refuses it, which would tell the device to end."""
     path = tmp_path / "wg0.sock"
     seen: list[list[str]] = []
 

@@ -6,13 +6,15 @@ from typing import TypeVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgvsock.wireguard.allowedips import AllowedIps, Network
+from tests.unit.effort import effort
+from wgvsock.addresses import IpNetwork
+from wgvsock.wireguard.allowedips import AllowedIps
 from wgvsock.wireguard.constants import ROUTE_CACHE_SIZE
 
 Owner = TypeVar("Owner")
 
 
-def network(text: str) -> Network:
+def network(text: str) -> IpNetwork:
     return ipaddress.ip_network(text)
 
 
@@ -56,6 +58,18 @@ def test_networks_are_listed_in_the_order_given() -> None:
     assert [str(net) for net in table.networks("a")] == [*texts[1:], texts[0]]
 
 
+def test_all_networks_move_to_an_heir() -> None:
+    table = filled(("10.0.0.0/8", "a"), ("10.1.0.0/16", "b"), ("fd00::/64", "a"))
+    assert table.lookup(address("10.2.0.1")) == "a"
+    table.transfer("a", "c")
+    assert table.networks("a") == ()
+    assert [str(net) for net in table.networks("c")] == ["10.0.0.0/8", "fd00::/64"]
+    assert table.lookup(address("10.2.0.1")) == "c"
+    assert table.lookup(address("10.1.0.1")) == "b"
+    table.transfer("nobody", "d")
+    assert table.networks("d") == ()
+
+
 def test_remove_owner() -> None:
     table = filled(("10.0.0.0/8", "a"), ("10.1.0.0/16", "b"), ("11.0.0.0/16", "b"), ("fd00::/64", "b"))
     table.remove_owner("b")
@@ -93,18 +107,36 @@ def test_the_cache_is_bounded() -> None:
     assert table.lookup(address("10.0.0.1")) == "a"
 
 
+def test_an_owner_costs_what_it_has_and_not_what_the_table_holds() -> None:
+    def efforts(others: int) -> list[int]:
+        table = filled(*((f"10.{number >> 8}.{number & 255}.0/24", f"owner {number}") for number in range(others)))
+        table.insert(network("192.0.2.0/24"), "few")
+        table.insert(network("192.0.3.0/24"), "few")
+        return [
+            effort(lambda: table.networks("few")),
+            effort(lambda: table.insert(network("10.0.0.0/24"), "few")),
+            effort(lambda: table.remove(network("192.0.3.0/24"), "few")),
+            effort(lambda: table.remove_owner("few")),
+        ]
+
+    assert efforts(1000) == efforts(10)
+
+
 class NaiveAllowedIps:
-    """A list, searched from end to end."""
+    """A list with a linear search."""
 
     def __init__(self) -> None:
-        self.routes: list[tuple[Network, int]] = []
+        self.routes: list[tuple[IpNetwork, int]] = []
 
-    def insert(self, net: Network, owner: int) -> None:
+    def insert(self, net: IpNetwork, owner: int) -> None:
         self.routes = [(other, whose) for other, whose in self.routes if other != net]
         self.routes.append((net, owner))
 
     def remove_owner(self, owner: int) -> None:
         self.routes = [(net, whose) for net, whose in self.routes if whose != owner]
+
+    def remove(self, net: IpNetwork, owner: int) -> None:
+        self.routes = [route for route in self.routes if route != (net, owner)]
 
     def lookup(self, packed: bytes) -> int | None:
         ip = ipaddress.ip_address(packed)
@@ -118,7 +150,7 @@ def addresses(bits: int) -> st.SearchStrategy[int]:
     return st.builds(lambda a, b: a << (bits - 2) | a << (bits - 9) | b, high, low)
 
 
-NETWORKS: st.SearchStrategy[Network] = st.one_of(
+NETWORKS: st.SearchStrategy[IpNetwork] = st.one_of(
     st.builds(lambda a, n: ipaddress.IPv4Network((a, n), strict=False), addresses(32), st.integers(0, 32)),
     st.builds(lambda a, n: ipaddress.IPv6Network((a, n), strict=False), addresses(128), st.integers(0, 128)),
 )
@@ -128,6 +160,7 @@ ADDRESSES = st.one_of(
 STEPS = st.one_of(
     st.tuples(st.just("insert"), NETWORKS, st.integers(0, 3)),
     st.tuples(st.just("remove"), st.integers(0, 3)),
+    st.tuples(st.just("remove"), NETWORKS, st.integers(0, 3)),
     st.tuples(st.just("lookup"), ADDRESSES),
 )
 
@@ -144,6 +177,9 @@ def test_agrees_with_a_naive_list(steps: list[tuple[object, ...]]) -> None:
             case ("remove", int(owner)):
                 table.remove_owner(owner)
                 naive.remove_owner(owner)
+            case ("remove", ipaddress.IPv4Network() | ipaddress.IPv6Network() as net, int(owner)):
+                table.remove(net, owner)
+                naive.remove(net, owner)
             case ("lookup", bytes(packed)):
                 assert table.lookup(packed) == naive.lookup(packed)
     for owner in range(4):

@@ -3,12 +3,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wgvsock.addresses import Address, parse_address
-from wgvsock.wireguard.endpoints import cookie_source, rate_limit_source
+from wgvsock.wireguard.endpoints import cookie_source, is_connected, is_stranger, rate_limit_source, without_source
 
 
 @dataclass(frozen=True)
 class FakeLink:
     address: Address
+
+
+@dataclass(frozen=True)
+class FakeStream(FakeLink):
+    stream: int
+    trusted: bool = False
 
 
 def limit(text: str) -> object:
@@ -40,7 +46,35 @@ def test_an_ipv6_site_shares_a_limit() -> None:
     assert limit("tcp:[2001:db8::1]:1") != limit("tcp:[2001:db8:0:1::1]:1")
 
 
+def test_a_stream_has_a_limit_of_its_own() -> None:
+    """An enclave's relay and its neighbours share one CID. On a Unix socket they share one address."""
+    address = parse_address("vsock:3:1024")
+    first, second = FakeStream(address, 1), FakeStream(address, 2)
+    assert rate_limit_source(first) != rate_limit_source(second)
+    assert rate_limit_source(first) == rate_limit_source(FakeStream(address, 1, trusted=True))
+    assert rate_limit_source(FakeStream(address, 3)) != rate_limit_source(address)
+
+
+def test_who_is_a_stranger() -> None:
+    address = parse_address("vsock:3:1024")
+    assert is_stranger(FakeStream(address, 1))
+    assert not is_stranger(FakeStream(address, 1, trusted=True))
+    for unconnected in (address, FakeLink(address), "alice"):
+        assert not is_connected(unconnected)
+        assert not is_stranger(unconnected)
+
+
 def test_what_is_no_address_stands_for_itself() -> None:
     assert limit("unix:/a") == parse_address("unix:/a")
     assert rate_limit_source("alice") == "alice"
     assert cookie_source("alice") != cookie_source("bob")
+
+
+def test_an_endpoint_that_knows_no_source_stays_as_it_is() -> None:
+    class Sticky:
+        def without_source(self) -> str:
+            return "anywhere"
+
+    assert without_source(None) is None
+    assert without_source("host") == "host"
+    assert without_source(Sticky()) == "anywhere"

@@ -1,7 +1,7 @@
 """Every state of a device towards its peer x every input: what is answered, what is counted, what follows.
 
-The device under test is Bob. A state is reached by real messages; an input is a real message of Alice's, made at the
-moment of the state, or a forged or stale one. The table below is the whole specification: no entry is left out.
+The device under test is Bob. A state is reached by real messages. An input is a real message of Alice's, made at the
+moment of the state, or a forged or stale one. The table below is the complete specification.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Given = TypeVar("Given")
 
 
 def present(given: Given | None) -> Given:
-    """What the state left behind for an input to be made of."""
+    """What the state left behind, from which an input is made."""
     if given is None:
         raise LookupError("this input does not exist in this state")
     return given
@@ -45,17 +45,17 @@ class Scene:
     # --- states ---
 
     def idle(self) -> None:
-        """Nothing ever happened."""
+        """The initial state."""
 
     def initiated(self) -> None:
-        """Bob's initiation is on its way."""
+        """Bob's initiation is in transit."""
         self.pair.bobs_peer.initiate_handshake(self.pair.now)
         ((_, bobs_initiation),) = self.pair.bob.datagrams_to_send()
         self.pair.alice.receive_datagram(bobs_initiation, BOB, self.pair.now)
         ((_, self.response),) = self.pair.alice.datagrams_to_send()
 
     def responded(self) -> None:
-        """Bob has answered; Alice has not used the session yet."""
+        """Bob has answered. Alice has not used the session yet."""
         self.pair.alices_peer.initiate_handshake(self.pair.now)
         ((_, self.initiation),) = self.pair.alice.datagrams_to_send()
         self.pair.bob.receive_datagram(self.initiation, ALICE, self.pair.now)
@@ -70,7 +70,7 @@ class Scene:
         self.deliver(self.data())
 
     def rekeying(self) -> None:
-        """A session, and Bob's next initiation is on its way."""
+        """A session, and Bob's next initiation is in transit."""
         self.established()
         self.pair.clock.advance(130.0)
         keypair = self.keypair
@@ -123,7 +123,7 @@ class Scene:
         keypair.encrypt_into(struct.pack("<4xQ", counter), room[:-32], None, memoryview(out)[16:])
         return bytes(out)
 
-    # --- what comes of it ---
+    # --- the outcome ---
 
     def deliver(self, datagram: bytes) -> None:
         self.pair.bob.receive_datagram(datagram, ALICE, self.pair.now)
@@ -275,7 +275,7 @@ def test_the_table_has_no_gap() -> None:
 
 @pytest.mark.parametrize("state", TABLE)
 def test_every_state_recovers(state: str) -> None:
-    """Whatever state Bob is in, packets flow both ways after at most one retry."""
+    """In every state of Bob's, packets flow both ways after at most one retry."""
     scene = Scene()
     getattr(scene, state)()
     scene.pair.bob.packets_to_deliver()

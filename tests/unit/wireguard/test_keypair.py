@@ -1,22 +1,17 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import pytest
 
+from wgvsock.errors import LocalProtocolError
+from wgvsock.testing import DevicePair
 from wgvsock.wireguard.keypair import Keypair, Keypairs
 from wgvsock.wireguard.noise import TransportKeys
 from wgvsock.wireguard.timers import NEVER, STANDARD_TIMINGS, Timings
 
-if TYPE_CHECKING:
-    from wgvsock.wireguard.peer import Peer
-
-NO_PEER = cast("Peer", None)
-
 
 def make(*, initiator: bool, index: int = 0, timings: Timings = STANDARD_TIMINGS, now: float = 100.0) -> Keypair:
     return Keypair(
-        NO_PEER,
+        DevicePair().alices_peer,
         TransportKeys(bytearray(b"\1" * 32), bytearray(b"\2" * 32)),
         initiator=initiator,
         local_index=index,
@@ -28,7 +23,7 @@ def make(*, initiator: bool, index: int = 0, timings: Timings = STANDARD_TIMINGS
 
 
 class Retired(list[Keypair]):
-    """Takes what `Keypairs` retires, once each."""
+    """Accepts what `Keypairs` retires, once each."""
 
     def __call__(self, keypair: Keypair) -> None:
         assert keypair not in self
@@ -38,7 +33,7 @@ class Retired(list[Keypair]):
 def test_the_keys_are_wiped_once_they_are_taken_over() -> None:
     keys = TransportKeys(bytearray(b"\1" * 32), bytearray(b"\2" * 32))
     Keypair(
-        NO_PEER,
+        DevicePair().alices_peer,
         keys,
         initiator=True,
         local_index=1,
@@ -55,7 +50,7 @@ def test_sending_and_receiving_keys_differ() -> None:
     buffer = bytearray(16)
     keypair.encrypt_into(bytes(12), b"", None, buffer)
     mirrored = Keypair(
-        NO_PEER,
+        DevicePair().alices_peer,
         TransportKeys(bytearray(b"\2" * 32), bytearray(b"\1" * 32)),
         initiator=False,
         local_index=1,
@@ -89,14 +84,15 @@ def test_limits_of_sending(*, initiator: bool) -> None:
 def test_a_wiped_keypair_has_no_cipher() -> None:
     keypair = make(initiator=True)
     keypair.wipe()
-    assert not hasattr(keypair, "encrypt_into")
-    assert not hasattr(keypair, "decrypt_into")
+    for cipher in (keypair.encrypt_into, keypair.decrypt_into):
+        with pytest.raises(LocalProtocolError):
+            cipher(bytes(12), b"", None, bytearray(16))
 
 
 def test_an_initiator_s_keypair_is_current_at_once() -> None:
     retired = Retired()
     keypairs = Keypairs(retired)
-    a, b, c = (make(initiator=True, index=i) for i in range(3))
+    a, b, c = (make(initiator=True, index=i, now=10.0 * i) for i in range(3))
     keypairs.install(a)
     assert list(keypairs) == [a]
     keypairs.install(b)
@@ -109,7 +105,7 @@ def test_an_initiator_s_keypair_is_current_at_once() -> None:
 def test_a_responder_s_keypair_waits_to_be_confirmed() -> None:
     retired = Retired()
     keypairs = Keypairs(retired)
-    a, b, c = (make(initiator=False, index=i) for i in range(3))
+    a, b, c = (make(initiator=False, index=i, now=10.0 * i) for i in range(3))
     keypairs.install(a)
     assert (keypairs.current, keypairs.previous, keypairs.next) == (None, None, a)
     keypairs.confirm()
@@ -136,17 +132,49 @@ def test_an_unconfirmed_keypair_gives_way_to_the_next() -> None:
 def test_crossing_handshakes_keep_both_keypairs() -> None:
     retired = Retired()
     keypairs = Keypairs(retired)
-    old, answered, started = make(initiator=True), make(initiator=False), make(initiator=True)
-    for keypair in (old, answered, started):
+    oldest, old = make(initiator=True, now=0.0), make(initiator=True, now=50.0)
+    answered, started = make(initiator=False), make(initiator=True)
+    for keypair in (oldest, old, answered, started):
         keypairs.install(keypair)
-    assert (keypairs.current, keypairs.previous, keypairs.next) == (started, answered, None)
-    assert retired == [old]
+    assert (keypairs.current, keypairs.previous, keypairs.older, keypairs.next) == (started, answered, old, None)
+    assert retired == [oldest]
+    assert list(keypairs) == [started, answered, old]
+    keypairs.install(make(initiator=True, now=200.0))
+    assert (keypairs.previous, keypairs.older) == (started, None), "the crossing is over"
+    assert retired == [oldest, answered, old]
+
+
+def test_a_keypair_that_comes_while_the_current_one_is_new_pushes_no_other_out() -> None:
+    """The response came first, then the remote's own initiation: it has not seen the current one yet."""
+    retired = Retired()
+    keypairs = Keypairs(retired)
+    old, started, answered = make(initiator=True, now=50.0), make(initiator=True), make(initiator=False, now=101.0)
+    for keypair in (old, started, answered):
+        keypairs.install(keypair)
+    assert (keypairs.current, keypairs.previous, keypairs.next) == (started, old, answered)
+    keypairs.confirm()
+    assert (keypairs.current, keypairs.previous, keypairs.older) == (answered, started, old)
+    assert retired == []
+
+
+def test_an_heir_receives_and_does_not_send() -> None:
+    retired = Retired()
+    keypairs, heir = Keypairs(retired), Keypairs(retired)
+    a, b, c = make(initiator=True), make(initiator=True), make(initiator=False)
+    for keypair in (a, b):
+        keypairs.install(keypair)
+    keypairs.hand_over(heir)
+    assert (heir.current, heir.previous, heir.next) == (None, b, None)
+    assert list(keypairs) == [a]
+    heir.install(c)
+    heir.hand_over(keypairs)
+    assert (keypairs.current, keypairs.previous, keypairs.next) == (None, None, c)
 
 
 def test_clear_retires_all() -> None:
     retired = Retired()
     keypairs = Keypairs(retired)
-    a, b, c = make(initiator=True), make(initiator=True), make(initiator=False)
+    a, b, c = make(initiator=True), make(initiator=True, now=110.0), make(initiator=False, now=120.0)
     for keypair in (a, b, c):
         keypairs.install(keypair)
     keypairs.clear()

@@ -23,7 +23,6 @@ from wgvsock.wireguard.noise import (
     create_response,
     open_initiation,
 )
-from wgvsock.wireguard.primitives import WeakKeyError
 from wgvsock.wireguard.tai64n import from_tai64n
 
 HANDSHAKES: list[dict[str, Any]] = json.loads((FOLDER / "handshake.json").read_text())["handshakes"]
@@ -33,7 +32,7 @@ T0 = 1_800_000_000 * 10**9
 
 def handshake_with(identity: Identity, remote: bytes, preshared_key: bytes | None = None) -> Handshake:
     handshake = Handshake(remote)
-    handshake.precompute(identity)
+    handshake.set_identity(identity)
     if preshared_key is not None:
         handshake.preshared_key[:] = preshared_key
     return handshake
@@ -160,9 +159,24 @@ def test_weak_ephemeral_keys_are_ignored(point: str) -> None:
     assert sides.response_reason(weak_response) is DropReason.INVALID_HANDSHAKE
 
 
-def test_a_weak_static_key_is_refused_when_precomputing() -> None:
-    with pytest.raises(WeakKeyError):
-        handshake_with(Identity(bytes(range(32))), bytes(32))
+@pytest.mark.parametrize("point", LOW_ORDER)
+def test_nobody_shares_a_secret_with_a_weak_static_key(point: str) -> None:
+    handshake = handshake_with(Identity(bytes(range(32))), bytes.fromhex(point))
+    assert handshake.static_static == b""
+    assert handshake.static_static == b"", "it is not computed again and again"
+
+
+def test_an_initiation_that_everybody_can_seal_is_refused() -> None:
+    """The static key is of low order, so that the secret that should prove it is known: zero."""
+    sides = Sides()
+    at_bob = handshake_with(sides.bob, bytes(32))
+    sides.alice.public = bytes(32)
+    sides.at_alice._static_static = bytearray(32)
+    opened = open_initiation(sides.bob, sides.initiation())
+    assert opened.remote_static == bytes(32)
+    with pytest.raises(HandshakeRejectedError) as rejected:
+        consume_initiation(opened, at_bob, 0.0)
+    assert rejected.value.reason is DropReason.INVALID_HANDSHAKE
 
 
 def test_an_initiation_for_somebody_else_is_ignored() -> None:
@@ -173,7 +187,7 @@ def test_an_initiation_for_somebody_else_is_ignored() -> None:
 
 
 def test_the_timestamp_proves_the_static_key() -> None:
-    """Whoever knows both public keys can write `encrypted_static`; only the key's owner the timestamp."""
+    """Anyone who knows both public keys can write `encrypted_static`, but only the key's owner the timestamp."""
     sides = Sides()
     mallory = Identity(sides.random(32))
     as_alice = handshake_with(mallory, sides.bob.public)
@@ -241,7 +255,7 @@ def test_any_keys_meet(initiator_index: int, responder_index: int, preshared_key
 def test_wiping() -> None:
     sides = Sides()
     sides.initiation()
-    pending, shared = sides.at_alice.pending, sides.at_alice.precomputed_static_static
+    pending, shared = sides.at_alice.pending, sides.at_alice.static_static
     sides.at_alice.preshared_key[:] = b"\1" * 32
     assert any(shared)
     sides.at_alice.wipe()
@@ -266,11 +280,11 @@ def test_no_representation_shows_a_secret() -> None:
 
 def test_a_new_identity_replaces_the_precomputed_secret() -> None:
     sides = Sides()
-    before = sides.at_alice.precomputed_static_static
+    before = sides.at_alice.static_static
     copy = bytes(before)
-    sides.at_alice.precompute(Identity(sides.random(32)))
+    sides.at_alice.set_identity(Identity(sides.random(32)))
     assert not any(before)
-    assert len(sides.at_alice.precomputed_static_static) == 32
-    assert sides.at_alice.precomputed_static_static != copy
-    sides.at_alice.precompute(None)
-    assert sides.at_alice.precomputed_static_static == b""
+    assert len(sides.at_alice.static_static) == 32
+    assert sides.at_alice.static_static != copy
+    sides.at_alice.set_identity(None)
+    assert sides.at_alice.static_static == b""

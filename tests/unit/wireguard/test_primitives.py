@@ -68,11 +68,6 @@ def test_an_all_zero_shared_secret_is_refused(point: str) -> None:
     private = X25519PrivateKey.from_private_bytes(KEY)
     with pytest.raises(primitives.WeakKeyError):
         primitives.dh(private, bytes.fromhex(point))
-    assert primitives.is_weak(bytes.fromhex(point))
-
-
-def test_a_true_public_key_is_not_weak() -> None:
-    assert not primitives.is_weak(primitives.public_key(KEY))
 
 
 def test_dh_generate_takes_its_entropy_from_the_caller() -> None:

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
-from wgvsock.wireguard.constants import LOAD_HOLD_TIME, RATE_LIMIT_BURST, RATE_LIMIT_PER_SECOND
-from wgvsock.wireguard.ratelimiter import LoadMeter, RateLimiter
+from wgvsock.wireguard.constants import (
+    LOAD_HOLD_TIME,
+    RATE_LIMIT_BURST,
+    RATE_LIMIT_PER_SECOND,
+    STRANGERS_BURST,
+    STRANGERS_PER_SECOND,
+)
+from wgvsock.wireguard.ratelimiter import LoadMeter, RateLimiter, StrangerLimiter
 
 
 def test_the_kernel_s_numbers() -> None:
@@ -44,6 +50,25 @@ def test_the_table_is_bounded_and_full_buckets_make_room() -> None:
     assert limiter.allow("a", 1.1)
     assert limiter.allow("d", 1.15), "b and c have full buckets again"
     assert len(limiter) == 2
+
+
+def test_a_stranger_s_stream_gets_one_message_a_second() -> None:
+    limiter = StrangerLimiter()
+    assert [limiter.allow(1, 10.0), limiter.allow(1, 10.5), limiter.allow(2, 10.5)] == [True, False, True]
+    assert limiter.allow(1, 11.1)
+
+
+def test_all_strangers_together_are_bounded() -> None:
+    limiter = StrangerLimiter()
+    passed = sum(limiter.allow(number, 10 + number / 4000) for number in range(8000))
+    assert abs(passed - (2 * STRANGERS_PER_SECOND + STRANGERS_BURST)) <= 1
+
+
+def test_one_stream_s_flood_costs_the_other_strangers_nothing() -> None:
+    limiter = StrangerLimiter()
+    for number in range(10_000):
+        limiter.allow("flood", 10 + number / 10_000)
+    assert sum(limiter.allow(number, 11.0) for number in range(STRANGERS_BURST)) >= STRANGERS_BURST - 1
 
 
 def test_load_is_more_than_the_threshold_in_a_second() -> None:

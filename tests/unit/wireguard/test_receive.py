@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgvsock.testing import DevicePair
+from wgvsock.testing import DevicePair, SeededRandom
 from wgvsock.testing.pair import ALICE, BOB, Sighting, drain_events, drops, ipv4_packet, ipv6_packet
-from wgvsock.wireguard.constants import HANDSHAKE_INITIATION_SIZE, REJECT_AFTER_MESSAGES
+from wgvsock.wireguard import open_into
+from wgvsock.wireguard.constants import (
+    HANDSHAKE_INITIATION_SIZE,
+    RATE_LIMIT_BURST,
+    REJECT_AFTER_MESSAGES,
+    STRANGERS_BURST,
+)
 from wgvsock.wireguard.device import Device
 from wgvsock.wireguard.events import Dropped, DropReason, EndpointChanged, HandshakeCompleted
 from wgvsock.wireguard.messages import CookieReply, HandshakeInitiation, HandshakeResponse, TransportData
@@ -34,7 +40,7 @@ def bob_opens(pair: DevicePair, message: bytes, *, room: int | None = None) -> b
     """What Bob's hot path makes of a datagram."""
     size = pair.bob.packet_headroom + len(message) if room is None else room
     out = memoryview(bytearray(b"\xee" * size))
-    length = pair.bob.open_into(memoryview(message), ALICE, out, pair.now)
+    length = open_into(pair.bob, memoryview(message), ALICE, out, pair.now)
     return bytes(out[:length]) if length else None
 
 
@@ -223,7 +229,7 @@ def test_a_bad_virtio_header_is_dropped_and_counted_by_its_fault() -> None:
         assert bob_opens(pair, sealed_by_alice(pair, header + PACKET)) is None
     statistics = pair.bob.statistics()
     assert statistics.drops == {DropReason.BAD_VIRTIO_HEADER: 2}
-    assert statistics.virtio_header_drops == {"virtio-gso-type": 1, "virtio-flags": 1}
+    assert statistics.virtio_header_drops == {"virtio_gso_type": 1, "virtio_flags": 1}
 
 
 def test_a_plain_peer_cannot_send_a_virtio_header() -> None:
@@ -442,6 +448,68 @@ def test_load_below_the_threshold_asks_for_no_cookie() -> None:
         pair.transfer()
         replies.append(pair.bob.statistics().cookie_replies_sent)
     assert replies == [0, 0, 0, 1, 2, 3]
+
+
+@dataclass(eq=False)
+class Stream:
+    """A link over a stream. All of them come from one address."""
+
+    stream: int
+    trusted: bool = False
+    address: str = "vsock:3:1024"
+
+
+def floods(pair: DevicePair, stream: Stream, count: int) -> int:
+    """Send Bob initiations of no peer. Returns how many X25519 multiplications they cost him."""
+    mallory = Device(random=SeededRandom("mallory"), wall_clock=pair.clock.wall_clock)
+    mallory.set_private_key(bytes(range(32)), pair.now)
+    mallory.add_peer(pair.bob.public_key or b"", endpoint=BOB, now=pair.now).initiate_handshake(pair.now)
+    ((_, message),) = mallory.datagrams_to_send()
+    before = drops(pair.bob).get(DropReason.UNKNOWN_PEER, 0)
+    for _ in range(count):
+        pair.bob.receive_datagram(message, stream, pair.now)
+    return drops(pair.bob).get(DropReason.UNKNOWN_PEER, 0) - before
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_flood_beside_it_costs_a_peer_s_stream_no_handshake(trusted: bool) -> None:
+    pair = busy_pair()
+    for number in range(12):
+        pair.clock.advance(0.5)
+        floods(pair, Stream(1), 200)
+        stream = Stream(2) if trusted else Stream(100 + number)
+        stream.trusted = trusted
+        pair.bob.receive_datagram(alices_initiation(pair), stream, pair.now)
+        assert pair.bobs_peer.last_authenticated == pair.now
+        pair.bob.datagrams_to_send()
+    assert pair.bob.statistics().cookie_replies_sent == 0, "a connected stream is asked for no cookie"
+
+
+def test_strangers_cost_a_bounded_number_of_multiplications_and_no_peer_his_share() -> None:
+    pair = busy_pair()
+    assert floods(pair, Stream(1), 100) == 1
+    assert sum(floods(pair, Stream(number), 1) for number in range(2, 3 * STRANGERS_BURST)) == STRANGERS_BURST - 1
+    pair.bob.receive_datagram(alices_initiation(pair), Stream(0, trusted=True), pair.now)
+    assert pair.bobs_peer.last_authenticated == pair.now
+
+
+def test_a_peer_s_stream_is_limited_as_an_address_is() -> None:
+    pair = busy_pair()
+    stream = Stream(1, trusted=True)
+    assert floods(pair, stream, 100) == RATE_LIMIT_BURST
+
+
+def test_where_an_authenticated_message_without_a_packet_came_from() -> None:
+    pair = established()
+    pair.bob.authenticated_endpoint = None
+    pair.bob.receive_datagram(b"garbage", "mallory", pair.now)
+    bob_opens(pair, sealed_by_alice(pair, PACKET))
+    assert pair.bob.authenticated_endpoint is None
+    pair.bob.receive_datagram(sealed_by_alice(pair, b""), "keepalive", pair.now)
+    assert pair.bob.authenticated_endpoint == "keepalive"
+    pair.clock.advance(1.0)
+    pair.bob.receive_datagram(alices_initiation(pair), "initiation", pair.now)
+    assert pair.bob.authenticated_endpoint == "initiation"
 
 
 @pytest.mark.parametrize("index", ["pending", "session"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.vectors import reference
 from wgvsock.testing import DevicePair
 from wgvsock.testing.pair import ALICE, BOB, drops, ipv4_packet, ipv6_packet
+from wgvsock.wireguard import open_into, peer_for_packet, seal_into
 from wgvsock.wireguard.constants import MAX_STAGED_PACKETS
 from wgvsock.wireguard.events import DropReason
 from wgvsock.wireguard.messages import HandshakeInitiation, HandshakeResponse, TransportData
@@ -23,7 +24,7 @@ def seal(pair: DevicePair, packet: bytes) -> tuple[int, bytes]:
     """Alice seals on the hot path."""
     room = memoryview(bytearray(packet.ljust(len(packet) + 16, b"\xee")))
     out = memoryview(bytearray(len(packet) + 48))
-    length = pair.alices_peer.seal_into(room, len(packet), out, pair.now)
+    length = seal_into(pair.alices_peer, room, len(packet), out, pair.now)
     return length, bytes(out[:length])
 
 
@@ -32,20 +33,20 @@ def seal(pair: DevicePair, packet: bytes) -> tuple[int, bytes]:
 
 def test_routing_by_destination() -> None:
     pair = DevicePair()
-    assert pair.alice.peer_for_packet(memoryview(PACKET)) is pair.alices_peer
-    assert pair.alice.peer_for_packet(memoryview(ipv6_packet("fd00::1", "fd00::2"))) is pair.alices_peer
+    assert peer_for_packet(pair.alice, memoryview(PACKET)) is pair.alices_peer
+    assert peer_for_packet(pair.alice, memoryview(ipv6_packet("fd00::1", "fd00::2"))) is pair.alices_peer
     assert drops(pair.alice) == {}
 
 
 def test_routing_looks_behind_the_headroom() -> None:
     pair = DevicePair(packet_headroom=10)
-    assert pair.alice.peer_for_packet(memoryview(b"\xff" * 10 + PACKET)) is pair.alices_peer
+    assert peer_for_packet(pair.alice, memoryview(b"\xff" * 10 + PACKET)) is pair.alices_peer
 
 
 @pytest.mark.parametrize("destination", ["10.0.0.3", "10.0.0.1", "255.255.255.255"])
 def test_a_destination_of_nobody_s_is_dropped(destination: str) -> None:
     pair = DevicePair()
-    assert pair.alice.peer_for_packet(memoryview(ipv4_packet("10.0.0.1", destination))) is None
+    assert peer_for_packet(pair.alice, memoryview(ipv4_packet("10.0.0.1", destination))) is None
     assert drops(pair.alice) == {DropReason.NO_ROUTE: 1}
 
 
@@ -54,7 +55,7 @@ def test_a_destination_of_nobody_s_is_dropped(destination: str) -> None:
 )
 def test_what_is_no_ip_packet_is_dropped(packet: bytes) -> None:
     pair = DevicePair()
-    assert pair.alice.peer_for_packet(memoryview(packet)) is None
+    assert peer_for_packet(pair.alice, memoryview(packet)) is None
     pair.alice.send_packet(packet, pair.now)
     assert drops(pair.alice) == {DropReason.MALFORMED_PACKET: 2}
     assert pair.alice.datagrams_to_send() == []
@@ -84,7 +85,7 @@ def test_a_sealed_packet_is_what_the_whitepaper_says() -> None:
 
 
 class Remembering:
-    """A source of entropy that keeps what it gave away."""
+    """A source of entropy that records its output."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -135,7 +136,7 @@ def test_messages_are_padded_to_16_bytes_with_zeros(size: int) -> None:
     length, message = seal(pair, packet)
     assert length == 32 + -(-len(packet) // 16) * 16
     out = memoryview(bytearray(len(message)))
-    assert pair.bob.open_into(memoryview(message), ALICE, out, pair.now) == len(packet)
+    assert open_into(pair.bob, memoryview(message), ALICE, out, pair.now) == len(packet)
     assert not any(out[len(packet) : len(message) - 32])
 
 

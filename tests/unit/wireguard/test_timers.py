@@ -220,3 +220,26 @@ def test_the_known_deadline_is_never_too_late(events: list[tuple[object, float, 
         known = watched.wake_at
         assert known <= watched.timers.deadline()
         watched.wake_at = watched.timers.deadline()
+
+
+def test_a_detached_owner_hears_nothing_any_more() -> None:
+    watched = Watched()
+    watched.timers.set_persistent_keepalive(25)
+    watched.timers.session_derived(100.0)
+    watched.timers.detach()
+    assert watched.timers.deadline() == NEVER
+    watched.wake_at = NEVER
+    watched.timers.data_sent(200.0)
+    watched.timers.session_derived(200.0)
+    assert watched.wake_at == NEVER
+
+
+def test_a_persistent_keepalive_can_be_made_due() -> None:
+    watched = Watched()
+    watched.timers.persistent_keepalive_due(100.0)
+    assert watched.wake_at == NEVER, "there is none"
+    watched.timers.set_persistent_keepalive(25)
+    watched.timers.persistent_keepalive_due(100.0)
+    assert watched.wake_at <= 100.0
+    assert watched.handle(100.0) == [Expired.PERSISTENT_KEEPALIVE]
+    assert watched.wake_at == 125.0

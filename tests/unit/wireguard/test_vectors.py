@@ -1,14 +1,15 @@
-"""The second implementation agrees with what is published, and the generated files are what it generates."""
+"""The second implementation agrees with the published values, and the generated files are its output."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vectors import reference
+from tests.vectors import reference, reference_provisioning
 from tests.vectors.generate import FOLDER, files
 
 PUBLISHED: dict[str, Any] = json.loads((FOLDER / "published.json").read_text())
@@ -74,6 +75,30 @@ def test_xchacha20_poly1305(vector: dict[str, str]) -> None:
         bytes.fromhex(vector[field]) for field in ("key", "nonce", "plaintext", "associated_data")
     )
     assert reference.xchacha20_poly1305(key, nonce, plaintext, data).hex() == vector["output"]
+
+
+@pytest.mark.parametrize(
+    ("function", "digest"),
+    [
+        (
+            reference_provisioning.sha256,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        ),
+        (
+            reference_provisioning.sha384,
+            "cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7",
+        ),
+    ],
+)
+def test_sha2(function: Callable[[bytes], bytes], digest: str) -> None:
+    """FIPS 180-4's own example, from NIST's page of example values."""
+    assert function(b"abc").hex() == digest
+
+
+def test_hkdf_sha256() -> None:
+    """RFC 5869, appendix A.1, the first block of output."""
+    output = reference_provisioning.hkdf_sha256(b"\x0b" * 22, bytes(range(13)), bytes(range(0xF0, 0xFA)))
+    assert output.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.name)

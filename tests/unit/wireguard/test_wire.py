@@ -1,4 +1,4 @@
-"""What somebody who listens sees: which messages, how many, how long, and nothing of what is inside."""
+"""What an observer sees: which messages, how many, how long, and nothing of their contents."""
 
 from __future__ import annotations
 
