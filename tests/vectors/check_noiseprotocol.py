@@ -34,7 +34,7 @@ def connection(vector: dict[str, str], role: str) -> Any:
 
 
 def agrees(vector: dict[str, str]) -> bool:
-    """Whether the handshake and the first transport message of each side come out the same."""
+    """Return whether the handshake and the first transport message of each side come out the same."""
     initiator, responder = connection(vector, "initiator"), connection(vector, "responder")
     first = initiator.write_message(bytes.fromhex(vector["timestamp"]))
     timestamp = responder.read_message(first)

@@ -1,6 +1,6 @@
-"""Write kdf.json and handshake.json with the second implementation: ``python -m tests.vectors.generate``.
+"""Write the generated vectors with the second implementation: ``python -m tests.vectors.generate``.
 
-Inputs are made up by hashing their names, so that a run gives the same files everywhere.
+Inputs are hashes of their names, so that every run gives the same files.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.vectors import reference
+from tests.vectors import reference, reference_provisioning
 
 FOLDER = Path(__file__).parent
 SOURCE = "tests/vectors/generate.py, computed by tests/vectors/reference.py"
+PROVISIONING_SOURCE = "tests/vectors/generate.py, computed by tests/vectors/reference_provisioning.py"
 
 
 def _made_up(name: str, size: int = 32) -> bytes:
@@ -89,11 +90,27 @@ def _handshake(name: str, preshared_key: bytes | None = None) -> dict[str, objec
     }
 
 
+def provisioning_vectors() -> dict[str, object]:
+    """Exchanges of ``wgvsock/prov/1``: what is sealed, how, and what the preshared key is."""
+    exchanges = [_exchange("short messages", b"request", b"response", b"result")]
+    exchanges.append(_exchange("long messages", _made_up("request") * 12, _made_up("document") * 130, b"\0"))
+    return {"source": PROVISIONING_SOURCE, "exchanges": exchanges}
+
+
+def _exchange(name: str, request: bytes, response: bytes, result: bytes) -> dict[str, str]:
+    enclave, relay = _made_up(f"{name} enclave ephemeral"), _made_up(f"{name} relay ephemeral")
+    hello = b"\xa5\x01\x01\x02\x00\x03\x58\x20" + _made_up(f"{name} nonce")
+    hello += b"\x04\x58\x20" + reference.x25519(enclave, reference.BASE_POINT) + b"\x05\x80"
+    values = reference_provisioning.exchange(hello, enclave, relay, request, response, result)
+    return {"name": name} | {field: value.hex() for field, value in values.items()}
+
+
 def files() -> dict[Path, str]:
     """Every generated file's path and content."""
     return {
         FOLDER / "kdf.json": json.dumps(kdf_vectors(), indent=2) + "\n",
         FOLDER / "handshake.json": json.dumps(handshake_vectors(), indent=2) + "\n",
+        FOLDER / "provisioning.json": json.dumps(provisioning_vectors(), indent=2) + "\n",
     }
 
 

@@ -1,8 +1,8 @@
 """The second implementation: WireGuard's cryptography in plain Python, from the RFCs and the Noise specification.
 
 It shares nothing with wgvsock: no OpenSSL, no ``hashlib``, and the handshake is written as Noise token patterns
-(The Noise Protocol Framework, revision 34), not as the whitepaper's formulas. Slow and not constant-time: for vectors
-only.
+(The Noise Protocol Framework, revision 34), not as the whitepaper's formulas. Slow and not constant-time: only for
+vectors.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def blake2s(data: bytes, *, key: bytes = b"", size: int = 32) -> bytes:
 
 
 def hmac(key: bytes, data: bytes) -> bytes:
-    """HMAC-BLAKE2s; block size 64."""
+    """HMAC-BLAKE2s with block size 64."""
     padded = (blake2s(key) if len(key) > 64 else key).ljust(64, b"\0")
     inner = blake2s(bytes(byte ^ 0x36 for byte in padded) + data)
     return blake2s(bytes(byte ^ 0x5C for byte in padded) + inner)

@@ -1,7 +1,7 @@
-"""The attestation document as bytes: an untagged or tagged COSE_Sign1 around a CBOR map, taken apart strictly.
+"""Strict parser of the attestation document: a tagged or untagged COSE_Sign1 around a CBOR map.
 
 Checks 1 to 4 of the verifier. Layout: AWS Nitro Enclaves user guide, "Verifying the root of trust"; RFC 9052, section
-4.2. Nothing is believed here: parsing precedes the signature.
+4.2. Nothing is trusted here: parsing precedes the check of the signature.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from wgvsock.attestation import errors
 from wgvsock.attestation.cbor import CborValue, strict_loads
 
 MAX_DOCUMENT_SIZE: Final = 12_288
-"""Bytes. The NSM answers in one buffer of 0x3000 bytes; real documents have 4.4 to 5.2 KB."""
+"""Bytes. The NSM answers in one buffer of 0x3000 bytes. Real documents have 4.4 to 5.2 KB."""
 
 MAX_PCRS: Final = 32
 PCR_SIZE: Final = 48
 """Bytes of a SHA-384 digest."""
 
-_TAG_COSE_SIGN1: Final = 0xD2  # tag 18, the one tag that may stand in front (RFC 9052, table 1)
+_TAG_COSE_SIGN1: Final = 0xD2  # tag 18, the only tag that may precede the array (RFC 9052, table 1)
 _PROTECTED_ES384: Final = bytes.fromhex("a1013822")  # {1: -35}: algorithm ES384 (RFC 9053, table 1)
 _SIGNATURE_SIZE: Final = 96  # r and s, 48 bytes each, big-endian (RFC 9053, section 2.1)
 
-# AWS's text gives 512 in one place and 1024 in another for the optional fields: accept the larger.
+# AWS's guide gives 512 in one place and 1024 in another for the optional fields. Accept the larger.
 _MAX_FIELD: Final = 1024
 _MAX_CERTIFICATE: Final = 1024
 _MAX_CABUNDLE: Final = 5
 _MAX_MODULE_ID: Final = 128  # real ones have 39 characters
-_MAX_TIMESTAMP: Final = 1 << 53  # the largest integer that every JSON reader keeps exactly
+_MAX_TIMESTAMP: Final = 1 << 53  # JSON readers keep smaller integers exact
 
 
 @dataclass(frozen=True, slots=True)
 class AttestationDocument:
-    """What a document says, and the received bytes that its signature covers.
+    """The fields of a document, and the received bytes that its signature covers.
 
-    `timestamp_ms` is Unix time in milliseconds. `cabundle` has the root first, `certificate` is the leaf; both DER.
+    `timestamp_ms` is Unix time in milliseconds. `cabundle` starts with the root, and `certificate` is the leaf, all in
+    DER. `pcrs` holds 48 bytes each, `signature` 96.
     """
 
     protected: bytes
@@ -55,12 +56,12 @@ class AttestationDocument:
     nonce: bytes | None
 
     def signed_bytes(self) -> bytes:
-        """The Sig_structure of RFC 9052, section 4.4, around the header and the payload as they were received."""
+        """The bytes of the Sig_structure (RFC 9052, section 4.4): the protected header and the payload as received."""
         return cbor2.dumps(["Signature1", self.protected, b"", self.payload])
 
 
 def parse_document(data: bytes) -> AttestationDocument:
-    """Take a document apart.
+    """Parse a document.
 
     Args:
         data: The bytes that the NSM returned.
@@ -72,9 +73,12 @@ def parse_document(data: bytes) -> AttestationDocument:
         raise errors.DocumentSizeError(f"{len(data)} bytes are not within 1 to {MAX_DOCUMENT_SIZE}")
     envelope = _decode(data[1:] if data[0] == _TAG_COSE_SIGN1 else data)
     protected, payload, signature = _open_envelope(envelope)
-    fields = _decode(payload)
+    # Since summer 2025 AWS encodes this map with indefinite length, ``bf … ff``. Older documents begin with a9.
+    fields = _decode(payload, may_be_open=True)
     if not isinstance(fields, dict):
-        raise errors.PayloadStructureError("the payload is no map")
+        raise errors.PayloadStructureError("the payload is not a map")
+    if "nitrotpm_pcrs" in fields:  # whatever else it holds: an instance's document is never an enclave's
+        raise errors.NitroTpmDocumentError("it holds nitrotpm_pcrs: an instance's NitroTPM made it, not an enclave")
     _check_digest(fields)
     return AttestationDocument(
         protected=protected,
@@ -85,16 +89,17 @@ def parse_document(data: bytes) -> AttestationDocument:
         pcrs=_pcrs(fields),
         certificate=_certificate(fields),
         cabundle=_cabundle(fields),
-        # AWS's CDDL: an empty public_key does not occur; an empty user_data does, in a real document.
-        public_key=_optional(fields, "public_key", 1, errors.PayloadPublicKeyError),
-        user_data=_optional(fields, "user_data", 0, errors.PayloadUserDataError),
-        nonce=_optional(fields, "nonce", 0, errors.PayloadNonceError),
+        # AWS's CDDL wants at least 1 byte in public_key, but all three are empty in some real documents. The binding
+        # refuses an empty key.
+        public_key=_optional(fields, "public_key", errors.PayloadPublicKeyError),
+        user_data=_optional(fields, "user_data", errors.PayloadUserDataError),
+        nonce=_optional(fields, "nonce", errors.PayloadNonceError),
     )
 
 
-def _decode(data: bytes) -> CborValue:
+def _decode(data: bytes, *, may_be_open: bool = False) -> CborValue:
     try:
-        return strict_loads(data)
+        return strict_loads(data, may_be_open=may_be_open)
     except errors.CborError as error:
         raise errors.MalformedDocumentError(error.why) from None
 
@@ -105,7 +110,7 @@ def _open_envelope(envelope: CborValue) -> tuple[bytes, bytes, bytes]:
         case [bytes() as protected, dict() as unprotected, bytes() as payload, bytes() as signature]:
             pass
         case _:
-            raise errors.CoseStructureError("this is no array of byte string, map, byte string, byte string")
+            raise errors.CoseStructureError("it is not an array of byte string, map, byte string, byte string")
     if protected != _PROTECTED_ES384:
         raise errors.CoseProtectedHeaderError("the algorithm is not ES384, or is not encoded as AWS encodes it")
     if unprotected:
@@ -119,32 +124,32 @@ _Fields = dict[int | str, CborValue]
 
 
 def _check_digest(fields: _Fields) -> None:
-    # The one hash that PCRs are made with; a document that names another is about values of another meaning.
+    # PCRs are SHA-384 digests. In a document that names another hash, the values mean something else.
     if fields.get("digest") != "SHA384":
         raise errors.PayloadDigestError('the digest is not "SHA384"')
 
 
 def _module_id(fields: _Fields) -> str:
-    # "i-…-enc" and 16 hexadecimal digits; held to printable ASCII because it ends up in logs and on terminals.
+    # "i-…-enc" and 16 hexadecimal digits. It has to be printable ASCII, because it appears in logs and on terminals.
     value = fields.get("module_id")
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_MODULE_ID:
-        raise errors.PayloadModuleIdError("it is missing, no text, or too long")
+        raise errors.PayloadModuleIdError("it is missing, not text, or too long")
     if not all("!" <= character <= "~" for character in value):
-        raise errors.PayloadModuleIdError("it holds characters other than printable ASCII")
+        raise errors.PayloadModuleIdError("it contains characters other than printable ASCII")
     return value
 
 
 def _timestamp(fields: _Fields) -> int:
     value = fields.get("timestamp")
     if not _is_integer(value) or not 0 < value < _MAX_TIMESTAMP:
-        raise errors.PayloadTimestampError("it is missing, no integer, or out of range")
+        raise errors.PayloadTimestampError("it is missing, not an integer, or out of range")
     return value
 
 
 def _pcrs(fields: _Fields) -> Mapping[int, bytes]:
     value = fields.get("pcrs")
     if not isinstance(value, dict) or not 0 < len(value) <= MAX_PCRS:
-        raise errors.PayloadPcrsError(f"they are missing, no map, or not 1 to {MAX_PCRS}")
+        raise errors.PayloadPcrsError(f"they are missing, not a map, or not 1 to {MAX_PCRS}")
     pcrs: dict[int, bytes] = {}
     for index, digest in value.items():
         if not _is_integer(index) or not 0 <= index < MAX_PCRS:
@@ -158,32 +163,32 @@ def _pcrs(fields: _Fields) -> Mapping[int, bytes]:
 def _certificate(fields: _Fields) -> bytes:
     value = fields.get("certificate")
     if not isinstance(value, bytes) or not 0 < len(value) <= _MAX_CERTIFICATE:
-        raise errors.PayloadCertificateError(f"it is missing, no byte string, or not 1 to {_MAX_CERTIFICATE} bytes")
+        raise errors.PayloadCertificateError(f"it is missing, not a byte string, or not 1 to {_MAX_CERTIFICATE} bytes")
     return value
 
 
 def _cabundle(fields: _Fields) -> tuple[bytes, ...]:
     value = fields.get("cabundle")
     if not isinstance(value, list) or not 0 < len(value) <= _MAX_CABUNDLE:
-        raise errors.PayloadCabundleError(f"it is missing, no array, or not 1 to {_MAX_CABUNDLE} certificates")
+        raise errors.PayloadCabundleError(f"it is missing, not an array, or not 1 to {_MAX_CABUNDLE} certificates")
     bundle: list[bytes] = []
     for item in value:
         if not isinstance(item, bytes) or not 0 < len(item) <= _MAX_CERTIFICATE:
-            raise errors.PayloadCabundleError(f"an item is no byte string of 1 to {_MAX_CERTIFICATE} bytes")
+            raise errors.PayloadCabundleError(f"an item is not a byte string of 1 to {_MAX_CERTIFICATE} bytes")
         bundle.append(item)
     return tuple(bundle)
 
 
-def _optional(fields: _Fields, name: str, minimum: int, error: type[errors.RejectedDocumentError]) -> bytes | None:
-    """An optional field: null, absent (older documents), or a byte string of `minimum` to 1024 bytes."""
+def _optional(fields: _Fields, name: str, error: type[errors.RejectedDocumentError]) -> bytes | None:
+    """An optional field: null, absent (older documents), or a byte string of up to 1024 bytes."""
     value = fields.get(name)
     if value is None:
         return None
-    if not isinstance(value, bytes) or not minimum <= len(value) <= _MAX_FIELD:
-        raise error(f"it is no byte string of {minimum} to {_MAX_FIELD} bytes")
+    if not isinstance(value, bytes) or len(value) > _MAX_FIELD:
+        raise error(f"it is not a byte string of 0 to {_MAX_FIELD} bytes")
     return value
 
 
 def _is_integer(value: CborValue) -> TypeGuard[int]:
-    """True for a CBOR integer; Python counts true and false among its integers, CBOR does not."""
+    """Whether a value is a CBOR integer. bool is a subclass of int in Python, but not in CBOR."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,7 +1,7 @@
 """One class for each check of a Nitro attestation document, in the order in which the verifier makes them.
 
-All of them share the code WGV-E030; `check` tells them apart, and is the word that ``wgvsock attest verify`` prints.
-Whoever tightens or adds a check adds a class here, so that an operator and a test can name exactly what failed.
+All of them share the code WGV-E030. `check` tells them apart and is the word that ``wgvsock attest verify`` prints.
+Each new check adds a class here, so that an operator and a test can name exactly what failed.
 
 The tree::
 
@@ -10,7 +10,7 @@ The tree::
         ├── DocumentSizeError           size
         ├── MalformedDocumentError      cbor
         ├── Cose…Error                  cose.structure  cose.protected  cose.unprotected
-        ├── Payload…Error               payload.structure  payload.module_id  payload.digest  payload.timestamp  …
+        ├── Payload…Error               payload.structure  payload.nitrotpm  payload.module_id  payload.digest  …
         ├── Chain…Error                 chain.root  chain.parse  chain.algorithm  chain.issuer  chain.sig  …
         ├── CoseSignatureError          cose.sig
         ├── ModuleIdError               module_id
@@ -19,15 +19,18 @@ The tree::
         ├── …Pcr…Error                  pcr.missing  pcr.debug  pcr.set  pcr.instance  pcr.role  pcr.expected  pcr.key
         ├── LaunchedEnclaveError        module_id.launched
         ├── PublicKeyError              public_key
-        └── UserDataError               user_data
+        ├── UserDataError               user_data
+        ├── ClientDomainError           user_data.domain
+        └── TlsCertificateError         tls.certificate
     RemoteProtocolError
-    └── CborError                       what arrived is no strict CBOR
+    └── CborError                       the received bytes are not strict CBOR
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from wgvsock.attestation.evidence import Evidence
 from wgvsock.errors import AttestationError, RemoteProtocolError
 
 
@@ -41,10 +44,15 @@ class RejectedDocumentError(AttestationError):
     """A document did not pass the check that `check` names.
 
     Args:
-        why: What was found; never echoes text from the document.
+        why: What was found. Text from the document appears only as quoted printable ASCII of bounded length.
     """
 
     hint: ClassVar[str] = "do not trust this enclave; a genuine document comes from the Nitro Security Module unchanged"
+    final: bool = False
+    """Whether the intended enclave itself proved the mismatch, so that no later document from it can pass. `Verifier`
+    sets it. Every other refusal may be caused by the host, which carries the messages."""
+    evidence: Evidence | None = None
+    """What the document says next to what is allowed. `Verifier` sets it when it refuses an enclave."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the attestation document was rejected by the check {self.check}", why=why, fix=self.hint)
@@ -54,7 +62,7 @@ class RejectedDocumentError(AttestationError):
 
 
 class DocumentSizeError(RejectedDocumentError):
-    """The document is empty, or larger than the Nitro Security Module ever makes one."""
+    """The document is empty, or larger than any that the Nitro Security Module makes."""
 
     check = "size"
 
@@ -98,8 +106,15 @@ class PayloadStructureError(RejectedDocumentError):
     check = "payload.structure"
 
 
+class NitroTpmDocumentError(RejectedDocumentError):
+    """The document comes from a NitroTPM: it measures an EC2 instance, not an enclave."""
+
+    check = "payload.nitrotpm"
+    hint = "give a document from the enclave's own module (/dev/nsm); an instance's TPM does not measure its enclaves"
+
+
 class PayloadModuleIdError(RejectedDocumentError):
-    """The payload's module_id is missing or is no short printable text."""
+    """The payload's module_id is missing, or is not short printable text."""
 
     check = "payload.module_id"
 
@@ -111,7 +126,7 @@ class PayloadDigestError(RejectedDocumentError):
 
 
 class PayloadTimestampError(RejectedDocumentError):
-    """The payload's timestamp is missing or is no plausible number of milliseconds."""
+    """The payload's timestamp is missing, or is not a plausible number of milliseconds."""
 
     check = "payload.timestamp"
 
@@ -135,19 +150,19 @@ class PayloadCabundleError(RejectedDocumentError):
 
 
 class PayloadPublicKeyError(RejectedDocumentError):
-    """The payload's public_key is neither absent, null, nor a byte string in range."""
+    """The payload's public_key is present, but is neither null nor a byte string of up to 1024 bytes."""
 
     check = "payload.public_key"
 
 
 class PayloadUserDataError(RejectedDocumentError):
-    """The payload's user_data is neither absent, null, nor a byte string in range."""
+    """The payload's user_data is present, but is neither null nor a byte string of up to 1024 bytes."""
 
     check = "payload.user_data"
 
 
 class PayloadNonceError(RejectedDocumentError):
-    """The payload's nonce is neither absent, null, nor a byte string in range."""
+    """The payload's nonce is present, but is neither null nor a byte string of up to 1024 bytes."""
 
     check = "payload.nonce"
 
@@ -156,10 +171,10 @@ class PayloadNonceError(RejectedDocumentError):
 
 
 class ChainRootError(RejectedDocumentError):
-    """The first certificate of the bundle is none of the accepted roots."""
+    """The first certificate of the bundle is not an accepted root."""
 
     check = "chain.root"
-    hint = "only a root that you trust as much as AWS's may be added with --root-sha256 or attestation-root-sha256"
+    hint = 'add only a root that you trust as much as AWS\'s: --root-sha256, or "root_sha256" in [attestation]'
 
 
 class ChainParseError(RejectedDocumentError):
@@ -193,7 +208,7 @@ class ChainKeyIdentifierError(RejectedDocumentError):
 
 
 class ChainValidityError(RejectedDocumentError):
-    """A certificate is not yet, or no longer, valid at the verifier's clock."""
+    """A certificate is not yet valid, or has expired, according to the verifier's clock."""
 
     check = "chain.validity"
     hint = "compare this machine's clock with the enclave's; a stored document verifies for at most three hours"
@@ -206,13 +221,13 @@ class ChainAuthorityError(RejectedDocumentError):
 
 
 class ChainPathLengthError(RejectedDocumentError):
-    """There are more certificates below an authority than its pathLenConstraint allows."""
+    """An authority has more authorities below it than its pathLenConstraint allows."""
 
     check = "chain.path_length"
 
 
 class ChainLeafError(RejectedDocumentError):
-    """The signing certificate is an authority, or may not sign."""
+    """The signing certificate is an authority, its key may not sign documents, or it lacks a single common name."""
 
     check = "chain.leaf"
 
@@ -227,7 +242,7 @@ class ChainCriticalExtensionError(RejectedDocumentError):
 
 
 class CoseSignatureError(RejectedDocumentError):
-    """The signature over the received bytes is not the signing certificate's."""
+    """The signing certificate's key did not make the signature over the received bytes."""
 
     check = "cose.sig"
 
@@ -274,21 +289,25 @@ class ShortNonceError(RejectedDocumentError):
 
 
 class NonceMismatchError(RejectedDocumentError):
-    """The document's nonce is not the one that was asked for: it answers another request."""
+    """The document's nonce is not the requested one: it answers another request."""
 
     check = "nonce.mismatch"
+
+
+class MeasurementError(RejectedDocumentError):
+    """Base of the refusals for a PCR's value: a genuine module measured something other than what is expected."""
 
 
 # 10. Debug mode.
 
 
-class MissingPcrError(RejectedDocumentError):
+class MissingPcrError(MeasurementError):
     """The document lacks one of PCR0, PCR1 and PCR2."""
 
     check = "pcr.missing"
 
 
-class DebugModeError(RejectedDocumentError):
+class DebugModeError(MeasurementError):
     """PCR0, PCR1 or PCR2 is zero: the enclave runs in debug mode, and the parent instance reads its console."""
 
     check = "pcr.debug"
@@ -298,36 +317,37 @@ class DebugModeError(RejectedDocumentError):
 # 11. Measurements.
 
 
-class PcrSetError(RejectedDocumentError):
-    """The PCRs equal none of the allowed sets: this is not an image that the policy knows."""
+class PcrSetError(MeasurementError):
+    """The PCRs match no allowed set: the policy does not know this image."""
 
     check = "pcr.set"
     hint = "if the image is yours, add the measurements that nitro-cli printed when you built it to the policy"
 
 
-# 12. The very enclave that the relay means.
+# 12. The one enclave that the relay expects.
 
 
 class LaunchedEnclaveError(RejectedDocumentError):
-    """The module_id is not the enclave that was launched."""
+    """The module_id belongs to neither the launched nor the previously attested enclave."""
 
     check = "module_id.launched"
+    hint = "another enclave answers in its place; do not trust this path"
 
 
-class InstancePcrError(RejectedDocumentError):
+class InstancePcrError(MeasurementError):
     """PCR4 does not hold the expected parent instance."""
 
     check = "pcr.instance"
 
 
-class RolePcrError(RejectedDocumentError):
+class RolePcrError(MeasurementError):
     """PCR3 does not hold the expected IAM role."""
 
     check = "pcr.role"
 
 
-class ExpectedPcrError(RejectedDocumentError):
-    """A PCR does not hold the value that was expected of this enclave."""
+class ExpectedPcrError(MeasurementError):
+    """A PCR does not hold the value that is expected of this enclave."""
 
     check = "pcr.expected"
 
@@ -336,20 +356,40 @@ class ExpectedPcrError(RejectedDocumentError):
 
 
 class PublicKeyError(RejectedDocumentError):
-    """The public_key is no X25519 SubjectPublicKeyInfo."""
+    """The public_key is not an X25519 SubjectPublicKeyInfo, or is a key of small order."""
 
     check = "public_key"
+
+
+class OwnPublicKeyError(RejectedDocumentError):
+    """The public_key is the relay's own."""
+
+    check = "public_key.own"
+    hint = "something returned the relay's own key to it; do not trust this enclave"
 
 
 class UserDataError(RejectedDocumentError):
     """The user_data is not the binding to the messages that the relay sent and received."""
 
     check = "user_data"
-    hint = "somebody changed the messages between relay and enclave; do not trust this path"
+    hint = "something changed the messages between relay and enclave; do not trust this path"
 
 
-class WireguardKeyPcrError(RejectedDocumentError):
+class WireguardKeyPcrError(MeasurementError):
     """The PCR that commits to the WireGuard key does not hold the attested key."""
 
     check = "pcr.key"
-    hint = "relay and enclave have to name the same PCR, or none, and nothing but the enclave's agent may extend it"
+    hint = "relay and enclave must name the same PCR, or none, and only the enclave's agent may extend it"
+
+
+class ClientDomainError(RejectedDocumentError):
+    """The document was made for another purpose, such as provisioning or the application's own use."""
+
+    check = "user_data.domain"
+
+
+class TlsCertificateError(RejectedDocumentError):
+    """The connection that delivered the document does not end at the enclave."""
+
+    check = "tls.certificate"
+    hint = "something between you and the enclave terminates TLS: bypass it, or do not trust what it says"

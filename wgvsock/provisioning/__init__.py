@@ -1,9 +1,9 @@
-"""Provisioning protocol ``wgvsock/prov/1``: how a relay configures an enclave and comes to trust its WireGuard key.
+"""Provisioning protocol ``wgvsock/prov/1``: how a relay configures an enclave and establishes trust in its key.
 
-No I/O, no clock, no entropy. In the order a message meets them: `frames`, `messages`, `config` and `capabilities`,
-`pin` (the relay's signature), `transcript` (what binds the attestation to the messages); `initiator` is the relay's
-side, `exchange` one connection at the enclave, `responder` the enclave over many connections. The protocol is
-specified in docs/protocol/provisioning.md.
+There is no I/O, no clock and no entropy. A message passes through the modules in this order: `frames`, `messages`,
+`config` and `capabilities`, `pin` (the relay's signature), `transcript` (what binds the attestation to the messages).
+`initiator` is the relay's side, `exchange` one connection at the enclave, and `responder` the enclave over many
+connections. docs/protocol/provisioning.md specifies the protocol.
 """
 
 from wgvsock.provisioning.capabilities import (
@@ -16,7 +16,15 @@ from wgvsock.provisioning.capabilities import (
     profile_of,
 )
 from wgvsock.provisioning.config import TunnelConfig
-from wgvsock.provisioning.deadlines import LISTEN_BACKLOG, Deadlines
+from wgvsock.provisioning.deadlines import (
+    LISTEN_BACKLOG,
+    MAX_WAITING,
+    RETIREMENT,
+    STRANGERS_BURST,
+    STRANGERS_SHARE,
+    Allowance,
+    Deadlines,
+)
 from wgvsock.provisioning.events import (
     Assignment,
     AttestationNeeded,
@@ -28,6 +36,7 @@ from wgvsock.provisioning.events import (
     ExchangeEnded,
     ProvisioningFailed,
     RelayEvent,
+    StrangersTurnedAway,
 )
 from wgvsock.provisioning.exchange import Exchange, ExchangeState
 from wgvsock.provisioning.initiator import RelayProvisioning, RelayState
@@ -39,8 +48,13 @@ __all__ = [
     "FRAMING_COMPAT",
     "FRAMING_NATIVE",
     "LISTEN_BACKLOG",
+    "MAX_WAITING",
     "PROFILE_GSO",
     "PROFILE_PLAIN",
+    "RETIREMENT",
+    "STRANGERS_BURST",
+    "STRANGERS_SHARE",
+    "Allowance",
     "Assignment",
     "AttestationNeeded",
     "ConfigurationActivated",
@@ -58,6 +72,7 @@ __all__ = [
     "RelayEvent",
     "RelayProvisioning",
     "RelayState",
+    "StrangersTurnedAway",
     "TunnelConfig",
     "framing_of",
     "profile_of",

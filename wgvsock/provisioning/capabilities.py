@@ -1,13 +1,13 @@
-"""What a side can do on the data plane, as short texts, and how the relay chooses.
+"""The data plane's capabilities of each side, as short texts, and how the relay chooses among them.
 
-The enclave offers a list in HELLO; the relay chooses one framing and one profile and sends them in the configuration.
-Both messages are inside the attested transcript, so nobody between can talk the two down. An unknown offer is ignored:
-that is how a later version adds one.
+The enclave offers a list in HELLO. The relay chooses one framing and one profile and sends them in the configuration.
+The attested transcript covers both messages, so an attacker in between cannot force a downgrade. The relay ignores an
+unknown offer, so that a later version can add one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from wgvsock.provisioning.errors import ConfigRejectedError
@@ -18,18 +18,27 @@ PROFILE_GSO: Final = "profile/gso"
 PROFILE_PLAIN: Final = "profile/plain"
 
 DEFAULT_CAPABILITIES: Final = (FRAMING_NATIVE, FRAMING_COMPAT, PROFILE_GSO, PROFILE_PLAIN)
-"""Everything this version can do, best first."""
+"""Everything that this version supports, best first."""
 
+_OF_PROFILE: Final = {"gso": PROFILE_GSO, "plain": PROFILE_PLAIN}
 _FRAMINGS: Final = (FRAMING_NATIVE, FRAMING_COMPAT)
 _PROFILES: Final = (PROFILE_GSO, PROFILE_PLAIN)
 
 
+def native_with(profiles: Iterable[str]) -> tuple[str, ...]:
+    """The native framing, and the capability for each of a configuration's ``profiles`` (``gso``, ``plain``)."""
+    return (FRAMING_NATIVE, *(_OF_PROFILE[profile] for profile in profiles))
+
+
 def choose(offered: Collection[str], preferred: Sequence[str]) -> tuple[str, str]:
-    """Choose a framing and a profile that both sides can do.
+    """Choose a framing and a profile that both sides support.
 
     Args:
-        offered: What the enclave offers.
-        preferred: What the relay can do, best first.
+        offered: The enclave's capabilities.
+        preferred: The relay's capabilities, best first.
+
+    Returns:
+        The framing and the profile.
 
     Raises:
         ConfigRejectedError: There is no framing or no profile in common.
@@ -46,12 +55,12 @@ def check_choice(chosen: Sequence[str], offered: Collection[str]) -> None:
     """Check, at the enclave, that the relay chose one framing and one profile from the offer.
 
     Raises:
-        ConfigRejectedError: It did not.
+        ConfigRejectedError: The choice was not offered, or is not one framing and one matching profile.
     """
     if not all(capability in offered for capability in chosen):
-        raise ConfigRejectedError("a capability was chosen that was not offered")
+        raise ConfigRejectedError("the relay chose a capability that was not offered")
     if len(chosen) != 2 or not _fit(framing_of(chosen), profile_of(chosen)):
-        raise ConfigRejectedError("not exactly one framing and one profile that go together were chosen")
+        raise ConfigRejectedError("the relay did not choose exactly one framing and one matching profile")
 
 
 def framing_of(chosen: Sequence[str]) -> str:
@@ -73,7 +82,7 @@ def profile_of(chosen: Sequence[str]) -> str:
 
 
 def _fit(framing: str, profile: str) -> bool:
-    # The compat framing counts in 16 bits; a super-packet with its WireGuard header does not fit.
+    # The compat framing has a 16-bit length, which is too short for a super-packet with its WireGuard header.
     return framing != FRAMING_COMPAT or profile == PROFILE_PLAIN
 
 

@@ -1,7 +1,7 @@
-"""The network settings that a relay gives to its enclave, and the rules that they have to keep.
+"""The network settings that a relay assigns to its enclave, and the rules for them.
 
-The enclave checks them because whoever connects first may send them, and because they end as addresses, routes and
-lines of ``resolv.conf``. The relay runs the same checks on its own configuration before it asks.
+The enclave checks them, because anyone who connects first may send them, and because they become addresses, routes and
+lines of ``resolv.conf``. The relay runs the same checks on its own configuration before it sends a request.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Final, TypeAlias, TypeVar
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from typing import Final, TypeVar
 
+from wgvsock.addresses import IpAddress, IpInterface, IpNetwork
 from wgvsock.provisioning.errors import ConfigRejectedError
 from wgvsock.provisioning.messages import ConfigFields
 
-Address: TypeAlias = IPv4Address | IPv6Address
-Interface: TypeAlias = IPv4Interface | IPv6Interface
-Network: TypeAlias = IPv4Network | IPv6Network
-
 MIN_MTU: Final = 1280
-"""IPv6 runs over no smaller link (RFC 8200, section 5)."""
+"""The smallest MTU of a link for IPv6 (RFC 8200, section 5)."""
 MAX_MTU: Final = 65_535
 MAX_KEEPALIVE: Final = 65_535
-"""Seconds; ``wg`` has 16 bits for it."""
+"""Seconds. ``wg`` uses 16 bits."""
 
-_MAX_SEARCH: Final = 6  # names, and
-_MAX_SEARCH_BYTES: Final = 256  # bytes with the spaces between them: what every resolver accepts (resolv.conf(5))
+_MAX_SEARCH: Final = 6  # names, and ...
+_MAX_SEARCH_BYTES: Final = 256  # ... bytes including spaces: every resolver accepts these (resolv.conf(5))
 _MAX_NAME: Final = 253  # RFC 1035, section 2.3.4, without the root's dot
 
-_LOOPBACK: Final[tuple[Network, ...]] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+_LOOPBACK: Final[tuple[IpNetwork, ...]] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 _RESERVED: Final = IPv4Network("240.0.0.0/4")
-"""For future use, with the limited broadcast address (RFC 6890, section 2.2.2)."""
+"""Reserved for future use, including the limited broadcast address (RFC 6890, section 2.2.2)."""
 
 # One label: letters, digits and hyphens, no hyphen at either end, at most 63 (RFC 1123, section 2.1).
-_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+"""A label of a search domain: as in a host name (RFC 1123), plus underscores, which the DNS allows (RFC 2181, section
+11) and resolvers accept."""
 
-# resolv.conf(5). Left out on purpose: trust-ad (it would let the relay's name server vouch for DNSSEC), debug, the
+
+# resolv.conf(5). Deliberately excluded: trust-ad (the relay's name server could then vouch for DNSSEC), debug, and the
 # obsolete inet6 family.
 _RESOLVER_FLAGS: Final = frozenset(
     {"edns0", "no-aaaa", "no-reload", "no-tld-query", "rotate", "single-request", "single-request-reopen", "use-vc"}
@@ -50,25 +50,25 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
-    """What the enclave sets up.
+    """The network settings of an enclave.
 
     Attributes:
-        addresses: The enclave's addresses on wg0, with their prefixes; 1 to 4.
-        gateways: The relay's address in the tunnel, at most one of each family.
-        mtu: wg0's MTU in bytes.
-        allowed_ips: What the enclave routes to the relay; 1 to 16.
-        nameservers: For resolv.conf; up to 3.
-        search: Search domains for resolv.conf; up to 6.
-        resolver_options: Options for resolv.conf; up to 8.
-        persistent_keepalive: Seconds, 0 is off.
-        capabilities: The chosen framing and profile; the relay's side of the exchange fills them in.
+        addresses: 1 to 4 addresses of the enclave on wg0, with their prefix lengths.
+        gateways: The relay's addresses in the tunnel, at most one of each family.
+        mtu: MTU of wg0 in bytes.
+        allowed_ips: 1 to 16 networks that the enclave routes to the relay.
+        nameservers: Up to 3 name servers for resolv.conf.
+        search: Up to 6 search domains for resolv.conf.
+        resolver_options: Up to 8 options for resolv.conf.
+        persistent_keepalive: Seconds. 0 means off.
+        capabilities: The chosen framing and profile, which the relay's side of the exchange fills in.
     """
 
-    addresses: tuple[Interface, ...]
-    gateways: tuple[Address, ...]
+    addresses: tuple[IpInterface, ...]
+    gateways: tuple[IpAddress, ...]
     mtu: int
-    allowed_ips: tuple[Network, ...]
-    nameservers: tuple[Address, ...] = ()
+    allowed_ips: tuple[IpNetwork, ...]
+    nameservers: tuple[IpAddress, ...] = ()
     search: tuple[str, ...] = ()
     resolver_options: tuple[str, ...] = ()
     persistent_keepalive: int = 0
@@ -78,7 +78,7 @@ class TunnelConfig:
         """Check every rule.
 
         Raises:
-            ConfigRejectedError: One does not hold. The text names the rule and repeats nothing of the configuration.
+            ConfigRejectedError: A rule is broken. The text names the rule and repeats nothing from the configuration.
         """
         _check_counts(self)
         _check_addresses(self.addresses)
@@ -89,10 +89,10 @@ class TunnelConfig:
 
     @classmethod
     def from_fields(cls, fields: ConfigFields) -> TunnelConfig:
-        """Understand the texts of a received configuration, each accepted in its canonical form only.
+        """Parse a received configuration, whose texts have to be in their canonical form.
 
         Raises:
-            ConfigRejectedError: A text is no address, or a rule of `validate` does not hold.
+            ConfigRejectedError: A text is not an address in its canonical form, or a rule of `validate` is broken.
         """
         config = cls(
             addresses=_parse_all(ipaddress.ip_interface, fields.addresses),
@@ -109,7 +109,7 @@ class TunnelConfig:
         return config
 
     def to_fields(self) -> ConfigFields:
-        """The configuration as it travels."""
+        """The configuration in the form in which it is sent."""
         return ConfigFields(
             addresses=tuple(map(str, self.addresses)),
             gateways=tuple(map(str, self.gateways)),
@@ -131,14 +131,14 @@ def _parse(parse: Callable[[str], _T], text: str) -> _T:
     try:
         value = parse(text)
     except ValueError:
-        raise ConfigRejectedError("a text is no IP address or prefix, or a route has host bits set") from None
-    if str(value) != text:  # also refuses a netmask for a prefix length, and a missing prefix length
+        raise ConfigRejectedError("a text is not an IP address or prefix, or a route has host bits set") from None
+    if str(value) != text:  # also refuses a netmask instead of a prefix length, and a missing prefix length
         raise ConfigRejectedError("an address or prefix is not in its canonical form")
     return value
 
 
 def _check_counts(config: TunnelConfig) -> None:
-    # The decoder holds what arrives to the same counts; here they are for the relay's own configuration.
+    # The decoder enforces the same limits on received messages. These apply to the relay's own configuration.
     counts = (
         (config.addresses, 1, 4),
         (config.gateways, 1, 2),
@@ -151,19 +151,19 @@ def _check_counts(config: TunnelConfig) -> None:
         raise ConfigRejectedError("there are too few or too many addresses, gateways, routes or resolver settings")
 
 
-def _check_addresses(addresses: tuple[Interface, ...]) -> None:
+def _check_addresses(addresses: tuple[IpInterface, ...]) -> None:
     for interface in addresses:
         _check_host(interface.ip)
         network = interface.network
         if _is_edge(interface.ip, network):
             raise ConfigRejectedError("an address is its prefix's network or broadcast address")
         if network.prefixlen == 0 or _covers_loopback(network):
-            raise ConfigRejectedError("an address's prefix takes in the loopback addresses")
+            raise ConfigRejectedError("the prefix of an address covers loopback addresses")
     if len({interface.ip for interface in addresses}) != len(addresses):
         raise ConfigRejectedError("an address occurs twice")
 
 
-def _check_gateways(gateways: tuple[Address, ...], addresses: tuple[Interface, ...]) -> None:
+def _check_gateways(gateways: tuple[IpAddress, ...], addresses: tuple[IpInterface, ...]) -> None:
     for gateway in gateways:
         _check_host(gateway)
         if any(gateway == own.ip for own in addresses):
@@ -174,10 +174,10 @@ def _check_gateways(gateways: tuple[Address, ...], addresses: tuple[Interface, .
         raise ConfigRejectedError("there are two gateways of one family")
 
 
-def _check_routes(routes: tuple[Network, ...]) -> None:
-    # A default route is welcome: the kernel's local table, which holds the loopback addresses, is asked first.
+def _check_routes(routes: tuple[IpNetwork, ...]) -> None:
+    # A default route is fine: the kernel consults its local table, which has the loopback addresses, first.
     if any(route.prefixlen > 0 and _covers_loopback(route) for route in routes):
-        raise ConfigRejectedError("a route goes over loopback addresses")
+        raise ConfigRejectedError("a route covers loopback addresses")
     if len(set(routes)) != len(routes):
         raise ConfigRejectedError("a route occurs twice")
 
@@ -189,22 +189,22 @@ def _check_numbers(mtu: int, keepalive: int) -> None:
         raise ConfigRejectedError(f"the keepalive interval is not from 0 to {MAX_KEEPALIVE}")
 
 
-def _check_resolver(nameservers: tuple[Address, ...], search: tuple[str, ...], options: tuple[str, ...]) -> None:
+def _check_resolver(nameservers: tuple[IpAddress, ...], search: tuple[str, ...], options: tuple[str, ...]) -> None:
     for server in nameservers:
-        # Kubernetes' and Amazon's resolvers listen on IPv4 link-local addresses (169.254.20.10, 169.254.169.253); the
+        # Resolvers of Kubernetes and AWS listen on IPv4 link-local addresses (169.254.20.10, 169.254.169.253). The
         # relay's routing decides whether they can be reached.
         if not (server.version == 4 and server.is_link_local):
             _check_host(server)
-    if not all(_is_host_name(name) for name in search):
-        raise ConfigRejectedError("a search domain is no host name of letters, digits and hyphens")
+    if not all(_is_search_domain(name) for name in search):
+        raise ConfigRejectedError("a search domain is not a name of letters, digits, hyphens and underscores")
     if len(" ".join(search)) > _MAX_SEARCH_BYTES:
-        raise ConfigRejectedError(f"the search domains have more than {_MAX_SEARCH_BYTES} bytes in all")
+        raise ConfigRejectedError(f"the search domains have more than {_MAX_SEARCH_BYTES} bytes in total")
     if not all(_is_resolver_option(option) for option in options):
         raise ConfigRejectedError("a resolver option is not on the list of allowed ones")
 
 
-def _check_host(address: Address) -> None:
-    """The address is one that a host on a tunnel, or a name server behind it, can have."""
+def _check_host(address: IpAddress) -> None:
+    """Check that a host in the tunnel, or a name server beyond it, can have this address."""
     if (
         address.is_loopback
         or address.is_multicast
@@ -213,21 +213,21 @@ def _check_host(address: Address) -> None:
         or address in _RESERVED
     ):
         raise ConfigRejectedError("an address is loopback, multicast, link-local, unspecified or reserved")
-    # ::ffff:127.0.0.1 is an IPv4 address in disguise; such never appear on a link (RFC 4291, section 2.5.5.2).
+    # ::ffff:127.0.0.1 is an IPv4 address in disguise, which never appears on a link (RFC 4291, section 2.5.5.2).
     if isinstance(address, IPv6Address) and (address.ipv4_mapped is not None or address.scope_id is not None):
         raise ConfigRejectedError("an IPv6 address is IPv4-mapped or scoped")
 
 
-def _is_edge(address: Address, network: Network) -> bool:
-    """Whether this is the network's first or last IPv4 address, where those are special (not on /31, RFC 3021)."""
+def _is_edge(address: IpAddress, network: IpNetwork) -> bool:
+    """Whether this is an IPv4 network's first or last address, which are special except in a /31 (RFC 3021)."""
     return network.version == 4 and network.prefixlen < 31 and address in {network[0], network[-1]}
 
 
-def _covers_loopback(network: Network) -> bool:
+def _covers_loopback(network: IpNetwork) -> bool:
     return any(network.version == loopback.version and network.overlaps(loopback) for loopback in _LOOPBACK)
 
 
-def _is_host_name(name: str) -> bool:
+def _is_search_domain(name: str) -> bool:
     return 0 < len(name) <= _MAX_NAME and all(_LABEL.fullmatch(label) for label in name.split("."))
 
 
@@ -236,5 +236,5 @@ def _is_resolver_option(option: str) -> bool:
         return True
     name, _, number = option.partition(":")
     allowed = _RESOLVER_NUMBERS.get(name)
-    # The canonical decimal form, so that "ndots:+5" or "ndots:5\n" is none.
+    # Only the canonical decimal form, not "ndots:+5" or "ndots:5\n".
     return allowed is not None and number in map(str, allowed)

@@ -1,30 +1,44 @@
-"""How long each part of provisioning may take, and how many may ask."""
+"""Limits of provisioning: how long each part may take, and how many connections there may be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Final
 
-LISTEN_BACKLOG: Final = 4
-"""Connections that the kernel keeps for us: one relay, its retry, and two strangers."""
+MAX_WAITING: Final = 256
+"""Exchanges that may wait for their REQUEST at the same time. Each has a descriptor, about 4 KiB, and up to 8 KiB of an
+incomplete REQUEST, which makes 3 MiB in total. A new connection evicts the oldest one, so the limit also determines how
+much time a relay has for its REQUEST: at 1,000 connections a second, a quarter of a second."""
 
-CONNECTIONS_PER_SECOND: Final = 1.0
-CONNECTION_BURST: Final = 5
-"""A relay that restarts in a loop backs off from 0.5 s, so it stays below this; a flood does not."""
+LISTEN_BACKLOG: Final = 128
+"""Connections that the kernel queues until we accept them. While the port's allowance is used up, new connections wait
+there instead of being refused."""
+
+STRANGERS_SHARE: Final = 0.25
+STRANGERS_BURST: Final = 0.1
+"""The share of one processor, and the seconds of its time in one burst, for connections that have not proved to be from
+the relay. A processor of 2023 handles about 1,500 such connections a second, or 600 with a forged REQUEST."""
+
+RETIREMENT: Final = 5.0
+"""Seconds for which both sides still accept packets that a replaced peer sent before the change."""
+
+REPORT_INTERVAL: Final = 1.0
+"""Seconds between two reports on exchanges that failed before the relay had proved itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds of monotonic time. The lab's emulated guests scale them.
+    """Time limits in monotonic seconds. The lab's emulated guests scale them.
 
     Attributes:
         exchange: From connect or accept to the end of the exchange.
-        frame: For one frame to be complete, from when the other side could begin it (see the page on the protocol).
-        secure_module: For the Nitro Security Module to answer.
-        rollback: For the first authenticated WireGuard packet after a configuration was applied, before it is taken
-            back.
-        silence: Without an authenticated packet, before the same WireGuard key may ask again unsigned.
-        handshake: For the relay's WireGuard handshake after a successful exchange, before it removes the peer.
+        frame: From when the other side can begin a frame until the frame is complete (see
+            docs/protocol/provisioning.md).
+        secure_module: Until the Nitro Security Module has answered.
+        rollback: From applying a configuration to the first authenticated WireGuard packet. After that, the
+            configuration is rolled back.
+        silence: Without an authenticated packet and without a stream. After that, another relay may take over.
+        handshake: From a successful exchange to the WireGuard handshake. After that, the relay removes the peer.
     """
 
     exchange: float = 10.0
@@ -35,38 +49,42 @@ class Deadlines:
     handshake: float = 10.0
 
     def scaled(self, factor: float) -> Deadlines:
-        """All deadlines times `factor`, for machines that are slower by as much."""
+        """All limits times `factor`, for machines that are slower by this factor."""
         return Deadlines(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
 
 
 DEFAULT_DEADLINES: Final = Deadlines()
 
 
-class TokenBucket:
-    """Admits a number of events a second, and bursts.
+class Allowance:
+    """A share of one processor's time for work that anyone can cause.
+
+    The cost of work is known only afterwards. So the balance may fall below zero, and then needs time to recover.
 
     Args:
-        rate: Tokens that come back a second.
-        burst: Tokens that it holds when full, and at the start.
+        share: Share of one processor, 0 to 1.
+        burst: Seconds of work that can be saved up.
     """
 
-    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
+    __slots__ = ("_balance", "_burst", "_share", "_updated")
 
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = float(burst)
-        self._tokens = float(burst)
+    def __init__(self, share: float, burst: float) -> None:
+        self._share = share
+        self._burst = burst
+        self._balance = burst
         self._updated = float("-inf")
 
-    def take(self, now: float) -> bool:
-        """Take one token; False when none is left.
+    def spend(self, seconds: float, now: float) -> float:
+        """Charge for work that has been done.
 
         Args:
+            seconds: Its cost in seconds of processor time.
             now: Monotonic time in seconds.
+
+        Returns:
+            Seconds to wait before more of it may be done.
         """
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated) * self._rate)
+        earned = max(0.0, now - self._updated) * self._share
+        self._balance = min(self._burst, self._balance + earned) - seconds
         self._updated = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
+        return max(0.0, -self._balance / self._share)

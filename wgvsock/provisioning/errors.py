@@ -1,4 +1,4 @@
-"""Why a provisioning exchange did not end well: one class for each code that can travel in an ERROR or RESULT message.
+"""Errors of a provisioning exchange: one class for each code that an ERROR or RESULT message can carry.
 
 The tree, with the wire codes of docs/protocol/provisioning.md::
 
@@ -15,6 +15,7 @@ The tree, with the wire codes of docs/protocol/provisioning.md::
     │   ├── AuthFailedError                     7
     │   └── StaleEpochError                     9
     ├── AlreadyProvisionedError       WGV-E044  8
+    │   └── SupersededError                     15
     ├── NotNowError                   WGV-E045
     │   ├── BusyError                           10
     │   └── RateLimitedError                    11
@@ -26,8 +27,8 @@ The tree, with the wire codes of docs/protocol/provisioning.md::
     │   └── PolicyError                         34
     └── InternalError                 WGV-E049  14  (and every code that this version does not know)
 
-The same class is raised where the fault is found and rebuilt at the other end from the code that arrived, so that a
-relay reports what the enclave found. `why` is always one of our own sentences: it never repeats what the peer sent.
+The side that finds a fault raises the class, and the other side rebuilds it from the code, so that a relay reports what
+the enclave found. `why` is either a fixed sentence or the peer's checked detail text (`error_from_wire`).
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class WireCode(IntEnum):
     NSM_ERROR = 12
     TIMEOUT = 13
     INTERNAL = 14
+    SUPERSEDED = 15
     ATTESTATION_REJECTED = 32
     BINDING_MISMATCH = 33
     POLICY = 34
@@ -65,7 +67,7 @@ class ExchangeError(ProvisioningError):
     """Base of the errors that have a wire code.
 
     Args:
-        why: What was found, in fixed words of ours.
+        why: What was found.
     """
 
     wire_code: ClassVar[WireCode] = WireCode.INTERNAL
@@ -77,39 +79,39 @@ class ExchangeError(ProvisioningError):
 
 
 class ConnectionLostError(ExchangeError):
-    """The stream ended before the exchange did; nothing travels for it."""
+    """The stream ended before the exchange did. No message can report it."""
 
     summary = "the connection ended before provisioning did"
-    hint = "look for the other side's last log line; the relay tries again by itself"
+    hint = "see the other side's last log line; the relay retries automatically"
 
 
 class MalformedMessageError(ExchangeError):
-    """A message is not what ``wgvsock/prov/1`` says."""
+    """A message breaks the rules of ``wgvsock/prov/1``."""
 
     code = "WGV-E041"
-    hint = "make sure that both sides are wgvsock of compatible versions and that this is the provisioning port"
+    hint = "make sure that both sides run compatible versions of wgvsock, and that this is the provisioning port"
 
 
 class BadFrameError(MalformedMessageError):
-    """A frame is empty, longer than its message may be, or arrives where none is expected."""
+    """A frame is empty, longer than its message may be, or unexpected."""
 
     wire_code = WireCode.BAD_FRAME
     summary = "a provisioning frame was refused"
 
 
 class BadCborError(MalformedMessageError):
-    """A frame does not hold one item of deterministically encoded CBOR."""
+    """A frame is not exactly one item of deterministically encoded CBOR."""
 
     wire_code = WireCode.BAD_CBOR
     summary = "a provisioning message is not deterministic CBOR"
 
 
 class UnsupportedVersionError(MalformedMessageError):
-    """The message is of another version of the protocol."""
+    """The message belongs to another version of the protocol."""
 
     wire_code = WireCode.UNSUPPORTED_VERSION
     summary = "the other side speaks another version of the provisioning protocol"
-    hint = "bring relay and enclave image to the same version"
+    hint = "use the same version of wgvsock in the relay and in the enclave image"
 
 
 class BadFieldError(MalformedMessageError):
@@ -135,15 +137,15 @@ class NotAuthorisedError(ExchangeError):
 
 
 class AuthRequiredError(NotAuthorisedError):
-    """The enclave image holds a relay pin, and the request is not signed."""
+    """The enclave image contains a relay pin, but the request is not signed."""
 
     wire_code = WireCode.AUTH_REQUIRED
-    summary = "the enclave accepts signed requests only"
+    summary = "the enclave accepts only signed requests"
     hint = "give the relay the signing key whose public half is measured into the enclave image"
 
 
 class AuthFailedError(NotAuthorisedError):
-    """The request's signature does not verify, or is by another key than the pin."""
+    """The request's signature is invalid, or was made with a key other than the pin."""
 
     wire_code = WireCode.AUTH_FAILED
     summary = "the enclave refused the relay's signature"
@@ -151,11 +153,11 @@ class AuthFailedError(NotAuthorisedError):
 
 
 class StaleEpochError(NotAuthorisedError):
-    """The request's epoch is not larger than that of an accepted one."""
+    """The request's epoch is not larger than that of the last relay that was active."""
 
     wire_code = WireCode.STALE_EPOCH
-    summary = "the enclave has accepted a request of the same or a later epoch"
-    hint = "compare the relay's clock with the time; a second relay may be using the same signing key"
+    summary = "the enclave has already accepted a request with the same or a later epoch"
+    hint = "check the relay's clock; a second relay may be using the same signing key"
 
 
 class AlreadyProvisionedError(ExchangeError):
@@ -164,18 +166,28 @@ class AlreadyProvisionedError(ExchangeError):
     code = "WGV-E044"
     wire_code = WireCode.ALREADY_PROVISIONED
     summary = "the enclave is provisioned by another relay"
-    hint = "keep the relay's session file across restarts, or restart the enclave"
+    hint = (
+        "keep the relay's signing key across restarts; a new relay is accepted once the other has been gone for 180 s"
+    )
+
+
+class SupersededError(AlreadyProvisionedError):
+    """A relay that was started later, with the same signing key, serves this enclave."""
+
+    wire_code = WireCode.SUPERSEDED
+    summary = "a newer relay with the same signing key serves the enclave"
+    hint = "stop one of the two; this one takes over once the other is gone for 180 s. If it is alone, set its clock"
 
 
 class NotNowError(ExchangeError):
-    """The listener cannot take this connection at the moment."""
+    """The listener cannot serve this connection at the moment."""
 
     code = "WGV-E045"
-    hint = "nothing: the relay tries again by itself"
+    hint = "none needed: the relay retries automatically"
 
 
 class BusyError(NotNowError):
-    """Another exchange is going on."""
+    """Another exchange is in progress, or newer connections evicted this one."""
 
     wire_code = WireCode.BUSY
     summary = "the enclave is busy with another provisioning exchange"
@@ -194,7 +206,7 @@ class SecureModuleError(ExchangeError):
     code = "WGV-E046"
     wire_code = WireCode.NSM_ERROR
     summary = "the enclave got no attestation document"
-    hint = "read the enclave's log: /dev/nsm may be missing, or the module refused"
+    hint = "see the enclave's log: /dev/nsm may be missing, or the module refused"
 
 
 class ExchangeTimeoutError(ExchangeError):
@@ -203,14 +215,14 @@ class ExchangeTimeoutError(ExchangeError):
     code = "WGV-E047"
     wire_code = WireCode.TIMEOUT
     summary = "the provisioning exchange took too long"
-    hint = "nothing: the relay tries again by itself; see the log of the other side if it repeats"
+    hint = "none needed: the relay retries automatically; if it recurs, see the log of the other side"
 
 
 class RefusedByRelayError(ExchangeError):
-    """The relay did not accept the enclave; these travel in a RESULT message."""
+    """The relay did not accept the enclave. A RESULT message reports it."""
 
     code = "WGV-E048"
-    hint = "read the relay's log: it names the check that failed"
+    hint = "see the relay's log, which names the check that failed"
 
 
 class AttestationRejectedError(RefusedByRelayError):
@@ -228,18 +240,18 @@ class BindingMismatchError(RefusedByRelayError):
 
 
 class PolicyError(RefusedByRelayError):
-    """The document is genuine, but this is not the enclave or the code that the relay wants."""
+    """The document is genuine, but the enclave or its code is not the expected one."""
 
     wire_code = WireCode.POLICY
     summary = "the relay's policy does not allow this enclave"
 
 
 class InternalError(ExchangeError):
-    """A side could not do what it had to; the details are in its own log."""
+    """A side failed for an internal reason. Its log has the details."""
 
     code = "WGV-E049"
     wire_code = WireCode.INTERNAL
-    summary = "the other side could not go on with provisioning"
+    summary = "the other side could not continue provisioning"
 
 
 _BY_CODE: Final[dict[int, type[ExchangeError]]] = {
@@ -253,6 +265,7 @@ _BY_CODE: Final[dict[int, type[ExchangeError]]] = {
         AuthRequiredError,
         AuthFailedError,
         AlreadyProvisionedError,
+        SupersededError,
         StaleEpochError,
         BusyError,
         RateLimitedError,
@@ -270,7 +283,7 @@ def error_from_wire(code: int, why: str) -> ExchangeError:
     """Rebuild the error that the other side reported.
 
     Args:
-        code: A non-zero code of an ERROR or a RESULT message; an unknown one becomes an `InternalError`.
-        why: Words of ours, or the peer's detail text once it was checked to be printable ASCII (`messages.Error`).
+        code: A non-zero code of an ERROR or a RESULT message. An unknown one becomes an `InternalError`.
+        why: Our own words, or the peer's detail text after it was checked to be printable ASCII (`messages.Error`).
     """
     return _BY_CODE.get(code, InternalError)(why)

@@ -1,7 +1,7 @@
-"""Frames on the provisioning stream: u32 big-endian length, then that many bytes of one message.
+"""Frames on the provisioning stream: a big-endian u32 length, then that many bytes of one message.
 
-The length is checked against the limit of the message that is due before anything is stored, so a reader never holds
-more than that message and its four bytes of length.
+The reader checks the length against the limit of the expected message before it stores anything. So it never holds more
+than one message and its four bytes of length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LENGTH_BYTES: Final = 4
 
 
 def encode_frame(message: bytes) -> bytes:
-    """The message with its length in front."""
+    """The message with its length in front, 4 bytes longer."""
     return len(message).to_bytes(LENGTH_BYTES, "big") + message
 
 
@@ -28,18 +28,18 @@ class FrameReader:
 
     @property
     def started(self) -> bool:
-        """Whether a part of a frame has arrived."""
+        """Whether part of a frame has arrived."""
         return bool(self._buffer)
 
     def take(self, data: memoryview, limit: int) -> tuple[bytes | None, memoryview]:
-        """Take from `data` what belongs to the current frame.
+        """Take the bytes of the current frame from `data`.
 
         Args:
             data: Newly received bytes.
             limit: The longest message that may arrive now, in bytes.
 
         Returns:
-            The message once it is whole, else None; and the part of `data` that lies behind it.
+            The message if it is complete, otherwise None, and the rest of `data` after it.
 
         Raises:
             BadFrameError: The announced length is zero or above the limit.
@@ -49,7 +49,7 @@ class FrameReader:
             return None, data
         length = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
         if not 0 < length <= limit:
-            raise BadFrameError("its length is zero or more than this message may have")
+            raise BadFrameError("its length is zero, or more than this message may have")
         data = self._take_up_to(LENGTH_BYTES + length, data)
         if len(self._buffer) < LENGTH_BYTES + length:
             return None, data

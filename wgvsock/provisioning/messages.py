@@ -1,8 +1,11 @@
-"""The four messages of ``wgvsock/prov/1``, and ERROR: CBOR maps with integer keys, read and written in one form only.
+"""The four messages of ``wgvsock/prov/1`` and ERROR: CBOR maps with integer keys, in exactly one encoding.
 
-Each message has exactly one encoding, the deterministic one of RFC 8949, section 4.2.1, and a reader refuses any
-other. So a message that was decoded encodes to the bytes that arrived, and the signature over "REQUEST without its
-signature" is over the same bytes at both ends.
+The encoding is the deterministic one of RFC 8949, section 4.2.1, and a reader refuses any other. So a decoded message
+encodes to the bytes that arrived, and the signature over "REQUEST without its signature" covers the same bytes at both
+ends.
+
+HELLO is sent in the clear. REQUEST is the relay's ephemeral key followed by a sealed map, and every later message is
+sealed (`wgvsock.provisioning.sealing`).
 
 Layouts in CDDL: docs/protocol/provisioning.md.
 """
@@ -17,7 +20,15 @@ import cbor2
 
 from wgvsock.attestation.cbor import CborValue, strict_loads
 from wgvsock.attestation.errors import CborError
-from wgvsock.provisioning.errors import BadCborError, BadFieldError, UnsupportedVersionError
+from wgvsock.provisioning.errors import (
+    BadCborError,
+    BadFieldError,
+    BadFrameError,
+    MalformedMessageError,
+    UnsupportedVersionError,
+    WireCode,
+)
+from wgvsock.provisioning.sealing import TAG_BYTES
 
 VERSION: Final = 1
 
@@ -25,11 +36,18 @@ HELLO_LIMIT: Final = 256
 REQUEST_LIMIT: Final = 8 * 1024
 RESPONSE_LIMIT: Final = 16 * 1024
 RESULT_LIMIT: Final = 256
-"""Longest message of each kind in bytes, without its four bytes of length; an ERROR is held to HELLO_LIMIT or
-RESPONSE_LIMIT, whichever message it stands in for."""
+"""Longest message of each kind in bytes on the wire, with its ephemeral key and its tag, without its four bytes of
+length. The limit of an ERROR is that of the message that it replaces. Valid messages need less: a REQUEST 2 KiB, a
+RESPONSE 12,313 bytes."""
+
+CLEAR_ERRORS: Final = frozenset(
+    {WireCode.BAD_FRAME, WireCode.BAD_FIELD, WireCode.BUSY, WireCode.RATE_LIMITED, WireCode.TIMEOUT}
+)
+"""Errors that an enclave reports before it has keys: a REQUEST cannot be opened, or did not arrive. An attacker in
+between can forge them, but gains no more than by cutting the connection. Every other code has to be sealed."""
 
 DOCUMENT_LIMIT: Final = 12_288
-"""Bytes of an attestation document; the verifier's own limit."""
+"""Bytes of an attestation document, as in the verifier."""
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 32
@@ -55,20 +73,20 @@ class MessageType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """M0, enclave to relay: a fresh nonce and X25519 ephemeral, and what the enclave can do on the data plane."""
+    """M0, enclave to relay: a fresh nonce, an X25519 ephemeral key (32 bytes each), and the data plane capabilities."""
 
     nonce: bytes
     ephemeral: bytes
     capabilities: tuple[str, ...]
 
     def encode(self) -> bytes:
-        """The message's bytes, without frame."""
+        """The message's bytes, without its frame."""
         return _encode(MessageType.HELLO, {3: self.nonce, 4: self.ephemeral, 5: list(self.capabilities)})
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFields:
-    """The configuration as it travels: right in shape, its texts not yet understood (`TunnelConfig.from_fields`)."""
+    """The configuration as it is sent: correct in structure, with texts not parsed yet (`TunnelConfig.from_fields`)."""
 
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
@@ -83,33 +101,35 @@ class ConfigFields:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """M1, relay to enclave: network settings, the relay's WireGuard key, a fresh nonce and X25519 ephemeral.
+    """The sealed part of M1, relay to enclave: network settings, the relay's WireGuard key and a fresh nonce.
+
+    It does not repeat the relay's ephemeral key, which precedes it, and which the signature covers through H.
 
     Attributes:
-        nonce: What the attestation document has to carry.
-        relay_public_key: The relay's WireGuard key.
-        ephemeral: The relay's half of the key agreement for the preshared key.
-        epoch_ms: Orders signed requests; milliseconds of Unix time.
-        config: What the enclave shall set up.
-        signature: Ed25519 signature of the relay (`wgvsock.provisioning.pin`), with `signer`; or None.
-        signer: The Ed25519 public key that verifies `signature`; or None.
+        nonce: The nonce for the attestation document, 32 bytes.
+        relay_public_key: The relay's WireGuard key, 32 bytes.
+        epoch_ms: Orders signed requests. Milliseconds of Unix time.
+        config: The settings for the enclave.
+        signature: Ed25519 signature of the relay (`wgvsock.provisioning.pin`), 64 bytes, or None.
+        signer: The Ed25519 public key of the signature, 32 bytes, or None.
+        incarnation: When this relay's process started, in milliseconds of Unix time. Of two relays with one signing
+            key, the one that started later is served.
     """
 
     nonce: bytes
     relay_public_key: bytes
-    ephemeral: bytes
     epoch_ms: int
     config: ConfigFields
     signature: bytes | None = None
     signer: bytes | None = None
+    incarnation: int = 0
 
     def encode(self) -> bytes:
-        """The message's bytes, without frame."""
+        """The message's bytes, without its frame."""
         config = self.config
         fields: dict[int, CborValue] = {
             3: self.nonce,
             4: self.relay_public_key,
-            5: self.ephemeral,
             6: self.epoch_ms,
             7: {
                 1: list(config.addresses),
@@ -122,6 +142,7 @@ class Request:
                 8: config.persistent_keepalive,
                 9: list(config.capabilities),
             },
+            10: self.incarnation,
         }
         if self.signature is not None:
             fields[8] = self.signature
@@ -130,7 +151,7 @@ class Request:
         return _encode(MessageType.REQUEST, fields)
 
     def without_signature(self) -> Request:
-        """What the signature is made over: this message without key 8."""
+        """This message without key 8, over which the signature is made."""
         return replace(self, signature=None)
 
 
@@ -141,24 +162,24 @@ class Response:
     document: bytes
 
     def encode(self) -> bytes:
-        """The message's bytes, without frame."""
+        """The message's bytes, without its frame."""
         return _encode(MessageType.RESPONSE, {3: self.document})
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """In place of M0 or M2: the enclave refuses, and ends the exchange.
+    """Instead of M0 or M2: the enclave refuses, and ends the exchange.
 
     Attributes:
         code: A `WireCode`, or a number that a later version defines.
-        detail: Printable ASCII for the relay's log; never repeats what the relay sent.
+        detail: Up to 128 characters of printable ASCII for the relay's log. It never repeats what the relay sent.
     """
 
     code: int
     detail: str = ""
 
     def encode(self) -> bytes:
-        """The message's bytes, without frame."""
+        """The message's bytes, without its frame."""
         fields: dict[int, CborValue] = {3: self.code}
         if self.detail:
             fields[4] = self.detail[:_DETAIL_LIMIT]
@@ -167,12 +188,12 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """M3, relay to enclave: what the relay made of the document; 0 is accepted. Advisory."""
+    """M3, relay to enclave: the relay's verdict on the document. 0 means accepted. Advisory."""
 
     code: int
 
     def encode(self) -> bytes:
-        """The message's bytes, without frame."""
+        """The message's bytes, without its frame."""
         return _encode(MessageType.RESULT, {3: self.code})
 
 
@@ -180,10 +201,10 @@ Message: TypeAlias = Hello | Request | Response | Error | Result
 
 
 def decode_hello(message: bytes) -> Hello | Error:
-    """Decode what a relay receives first.
+    """Decode the first message that a relay receives, up to 256 bytes.
 
     Raises:
-        BadCborError, UnsupportedVersionError, BadFieldError: It is neither HELLO nor ERROR in its one encoding.
+        BadCborError, UnsupportedVersionError, BadFieldError: It is not a correctly encoded HELLO or ERROR.
     """
     fields = _Fields(message, MessageType.HELLO, MessageType.ERROR)
     if fields.type is MessageType.ERROR:
@@ -196,33 +217,44 @@ def decode_hello(message: bytes) -> Hello | Error:
     )
 
 
-def decode_request(message: bytes) -> Request:
-    """Decode what an enclave receives first.
+def split_request(message: bytes) -> tuple[bytes, bytes]:
+    """Split M1 into the relay's ephemeral key (32 bytes) and the sealed message.
 
     Raises:
-        BadCborError, UnsupportedVersionError, BadFieldError: It is not REQUEST in its one encoding.
+        BadFrameError: It is too short to contain both.
+    """
+    if len(message) <= KEY_BYTES + TAG_BYTES:
+        raise BadFrameError("a request is too short for a key and a sealed message")
+    return message[:KEY_BYTES], message[KEY_BYTES:]
+
+
+def decode_request(message: bytes) -> Request:
+    """Decode the opened message of M1, up to 8 KiB.
+
+    Raises:
+        BadCborError, UnsupportedVersionError, BadFieldError: It is not a correctly encoded REQUEST.
     """
     fields = _Fields(message, MessageType.REQUEST)
-    fields.allow(required={3, 4, 5, 6, 7}, optional={8, 9})
+    fields.allow(required={3, 4, 6, 7, 10}, optional={8, 9})
     signed = fields.has(8)
     if signed != fields.has(9):
-        raise BadFieldError("a signature and its key go together")
+        raise BadFieldError("there is a signature without its key, or a key without its signature")
     return Request(
         nonce=fields.bytes_of(3, NONCE_BYTES),
         relay_public_key=fields.bytes_of(4, KEY_BYTES),
-        ephemeral=fields.bytes_of(5, KEY_BYTES),
         epoch_ms=fields.uint(6, 0, _MAX_UINT),
         config=_config(fields.map_of(7)),
         signature=fields.bytes_of(8, SIGNATURE_BYTES) if signed else None,
         signer=fields.bytes_of(9, KEY_BYTES) if signed else None,
+        incarnation=fields.uint(10, 0, _MAX_UINT),
     )
 
 
 def decode_response(message: bytes) -> Response | Error:
-    """Decode what answers a REQUEST.
+    """Decode the answer to a REQUEST, up to 16 KiB.
 
     Raises:
-        BadCborError, UnsupportedVersionError, BadFieldError: It is neither RESPONSE nor ERROR in its one encoding.
+        BadCborError, UnsupportedVersionError, BadFieldError: It is not a correctly encoded RESPONSE or ERROR.
     """
     fields = _Fields(message, MessageType.RESPONSE, MessageType.ERROR)
     if fields.type is MessageType.ERROR:
@@ -231,11 +263,26 @@ def decode_response(message: bytes) -> Response | Error:
     return Response(document=fields.bytes_between(3, 1, DOCUMENT_LIMIT))
 
 
-def decode_result(message: bytes) -> Result:
-    """Decode what a relay says last.
+def decode_clear_error(message: bytes) -> Error:
+    """Decode an ERROR that was sent in the clear instead of a RESPONSE, up to 16 KiB.
 
     Raises:
-        BadCborError, UnsupportedVersionError, BadFieldError: It is not RESULT in its one encoding.
+        BadFrameError: It is not an ERROR, or its code is not in `CLEAR_ERRORS`.
+    """
+    try:
+        error = decode_response(message)
+    except MalformedMessageError:
+        error = None
+    if not isinstance(error, Error) or error.code not in CLEAR_ERRORS:
+        raise BadFrameError("a message cannot be opened with the keys of this exchange")
+    return error
+
+
+def decode_result(message: bytes) -> Result:
+    """Decode the last message of a relay, up to 256 bytes.
+
+    Raises:
+        BadCborError, UnsupportedVersionError, BadFieldError: It is not a correctly encoded RESULT.
     """
     fields = _Fields(message, MessageType.RESULT)
     fields.allow(required={3})
@@ -268,7 +315,7 @@ def _encode(kind: MessageType, fields: dict[int, CborValue]) -> bytes:
 
 
 class _Fields:
-    """A decoded map whose fields are taken out with their types and ranges checked; `BadFieldError` otherwise."""
+    """A decoded map. Its accessors check types and ranges, and raise `BadFieldError`."""
 
     __slots__ = ("_map", "_own", "type")
 
@@ -278,17 +325,17 @@ class _Fields:
         except CborError as error:
             raise BadCborError(error.why) from None
         if not isinstance(value, dict):
-            raise BadFieldError("a message is a map")
+            raise BadFieldError("a message is not a map")
         self._map = value
         self._own = frozenset({1, 2})
-        # The version comes first: whatever else a later version changes, it is told from garbage.
+        # Check the version first, so that a later version is recognised whatever else it changes.
         if self.uint(1, 0, _MAX_UINT) != VERSION:
             raise UnsupportedVersionError(f"this side speaks version {VERSION}")
         kind = self.uint(2, 0, 255)
         if kind not in expected:
-            raise BadFieldError("this message is not due now")
+            raise BadFieldError("this message was not expected now")
         if cbor2.dumps(value, canonical=True) != message:
-            raise BadCborError("the keys of a map are not in their deterministic order")
+            raise BadCborError("the keys of a map are not in deterministic order")
         self.type = MessageType(kind)
 
     @classmethod
@@ -299,7 +346,7 @@ class _Fields:
         return fields
 
     def allow(self, *, required: set[int], optional: frozenset[int] | set[int] = frozenset()) -> None:
-        """Exactly the required keys and some of the optional ones are there."""
+        """Check that all required keys are present, and no others except optional ones."""
         keys = self._map.keys() - self._own
         if not required <= keys <= required | optional:
             raise BadFieldError("a key is missing or unknown")
@@ -309,8 +356,8 @@ class _Fields:
 
     def uint(self, key: int, low: int, high: int) -> int:
         value = self._map.get(key)
-        if type(value) is not int or not low <= value <= high:  # a bool is no number here
-            raise BadFieldError(f"key {key} is no integer from {low} to {high}")
+        if type(value) is not int or not low <= value <= high:  # excludes bool
+            raise BadFieldError(f"key {key} is not an integer from {low} to {high}")
         return value
 
     def bytes_of(self, key: int, size: int) -> bytes:
@@ -319,7 +366,7 @@ class _Fields:
     def bytes_between(self, key: int, low: int, high: int) -> bytes:
         value = self._map.get(key)
         if not isinstance(value, bytes) or not low <= len(value) <= high:
-            raise BadFieldError(f"key {key} is no byte string of the right length")
+            raise BadFieldError(f"key {key} is not a byte string of the right length")
         return value
 
     def text(self, key: int, limit: int) -> str:
@@ -328,18 +375,18 @@ class _Fields:
     def texts(self, key: int, low: int, high: int, limit: int) -> tuple[str, ...]:
         value = self._map.get(key)
         if not isinstance(value, list) or not low <= len(value) <= high:
-            raise BadFieldError(f"key {key} is no list of {low} to {high} texts")
+            raise BadFieldError(f"key {key} is not a list of {low} to {high} texts")
         return tuple(_text(item, limit) for item in value)
 
     def map_of(self, key: int) -> _Fields:
         value = self._map.get(key)
         if not isinstance(value, dict):
-            raise BadFieldError(f"key {key} is no map")
+            raise BadFieldError(f"key {key} is not a map")
         return self._nested(value)
 
 
 def _text(value: CborValue, limit: int) -> str:
-    """A short text of printable ASCII: no text of this protocol needs more, and none can break a line of a file."""
+    """Check a short text of printable ASCII. The protocol needs no more, and such text cannot end a line in a file."""
     if not isinstance(value, str) or not 0 < len(value) <= limit or not (value.isascii() and value.isprintable()):
         raise BadFieldError("a text is empty, too long, or not printable ASCII")
     return value

@@ -16,7 +16,7 @@ from wgvsock.devices.nsm import NsmClient
 
 
 class Lab:
-    """One enclave that booted and committed to its WireGuard key, at a clock that stands still."""
+    """One enclave that booted and committed to its WireGuard key, with a stopped clock."""
 
     now = datetime(2026, 11, 23, 12, 0, 0, 250_000, tzinfo=UTC)
     nonce = bytes(range(32))

@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgvsock.attestation.binding import (
+    check_wireguard_key,
     decode_x25519_spki,
     encode_x25519_spki,
     extended_pcr,
+    is_enclave_id,
+    is_same_key,
     parse_enclave_id,
     wireguard_key_commitment,
 )
@@ -57,6 +60,19 @@ def test_anything_else_is_no_x25519_key(spki: bytes | None) -> None:
         decode_x25519_spki(spki)
 
 
+@pytest.mark.parametrize("spki", [None, b""], ids=["absent", "empty"])
+def test_a_document_without_a_key_binds_none(spki: bytes | None) -> None:
+    """An empty public_key is well-formed. A genuine document of 2021 contains one."""
+    with pytest.raises(PublicKeyError, match="carries no public key"):
+        decode_x25519_spki(spki)
+
+
+def test_a_key_that_is_nobodys_is_refused() -> None:
+    with pytest.raises(PublicKeyError, match="small order"):
+        check_wireguard_key(bytes(32))
+    check_wireguard_key((9).to_bytes(32, "little"))
+
+
 def test_commitment_and_pcr_as_published() -> None:
     """The example of docs/protocol/attestation.md."""
     spki = encode_x25519_spki(bytes(range(32)))
@@ -68,6 +84,15 @@ def test_commitment_and_pcr_as_published() -> None:
         == hashlib.sha384(hashlib.sha384(bytes(48) + b"a").digest() + b"b").digest()
     )
     assert extended_pcr(commitment).hex().startswith("44cef55d8ab3d388d96a177845a60793")
+
+
+@pytest.mark.parametrize("number", [0, 9, 18])
+def test_a_key_is_the_same_in_every_encoding(number: int) -> None:
+    """Bit 255 is ignored, and what exceeds p counts modulo p (RFC 7748, section 5): up to four texts for one key."""
+    numbers = [number, number + (1 << 255), number + 2**255 - 19, number + 2**255 - 19 + (1 << 255)]
+    keys = [text.to_bytes(32, "little") for text in numbers]
+    assert all(is_same_key(one, other) for one in keys for other in keys)
+    assert not any(is_same_key(one, (19).to_bytes(32, "little")) for one in keys)
 
 
 def test_padding_of_an_enclave_id_does_not_matter() -> None:
@@ -97,12 +122,13 @@ def test_padding_of_an_enclave_id_does_not_matter() -> None:
     ],
 )
 def test_malformed_enclave_ids(text: str) -> None:
+    assert not is_enclave_id(text)
     with pytest.raises(ConfigurationError):
         parse_enclave_id(text)
 
 
-def test_real_documents_measure_their_instance_in_pcr4(attestation_sample: Any) -> None:
-    document = parse_document(attestation_sample.data)
+def test_real_documents_measure_their_instance_in_pcr4(enclave_sample: Any) -> None:
+    document = parse_document(enclave_sample.data)
     instance, _slot = parse_enclave_id(document.module_id)
-    made_up = attestation_sample.expected["expect_today"] == "chain.root"
+    made_up = enclave_sample.expected["expect_today"] == "chain.root"
     assert (document.pcrs[4] == extended_pcr(instance.encode())) != made_up

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import cbor2
 import pytest
 from hypothesis import given
@@ -33,7 +35,7 @@ def test_a_view_reads_like_bytes(value: object) -> None:
 
 @given(st.binary(max_size=60) | values.map(cbor2.dumps).flatmap(lambda data: st.permutations(data).map(bytes)))
 def test_there_is_one_encoding_of_each_value(data: bytes) -> None:
-    """Whatever is accepted encodes to the same bytes again: no second form of anything gets through."""
+    """Whatever is accepted encodes to the same bytes again: nothing has a second accepted form."""
     try:
         value = strict_loads(data)
     except CborError:
@@ -105,6 +107,102 @@ def test_depth_is_bounded(container: bytes) -> None:
         strict_loads(container * (DEFAULT_MAX_DEPTH + 1) + b"\x00")
     with pytest.raises(CborError, match="too deeply"):
         strict_loads(container * 100_000)
+
+
+# The outermost map may be open where the caller says so: AWS writes a document's payload so since 2025.
+
+
+def opened(value: dict[Any, Any]) -> bytes:
+    """The map as ``bf … ff``, with unchanged contents."""
+    return b"\xbf" + b"".join(cbor2.dumps(key) + cbor2.dumps(item) for key, item in value.items()) + b"\xff"
+
+
+maps = st.dictionaries(st.integers(-(1 << 64), (1 << 64) - 1) | st.text(), values, max_size=5)
+
+
+@given(maps)
+def test_an_open_map_reads_like_a_closed_one(value: dict[Any, Any]) -> None:
+    assert strict_loads(opened(value), max_depth=50, may_be_open=True) == value
+    assert strict_loads(memoryview(opened(value)), max_depth=50, may_be_open=True) == value
+    assert strict_loads(cbor2.dumps(value), max_depth=50, may_be_open=True) == value
+
+
+@given(maps)
+def test_an_open_map_is_refused_unless_the_caller_allows_it(value: dict[Any, Any]) -> None:
+    with pytest.raises(CborError, match="indefinite length"):
+        strict_loads(opened(value), max_depth=50)
+
+
+@given(maps)
+def test_every_truncation_of_an_open_map_is_refused(value: dict[Any, Any]) -> None:
+    data = opened(value)
+    for length in range(len(data)):
+        with pytest.raises(CborError):
+            strict_loads(data[:length], max_depth=50, may_be_open=True)
+
+
+@given(
+    st.binary(max_size=60).map(lambda data: b"\xbf" + data)
+    | maps.map(opened).flatmap(lambda data: st.permutations(data).map(bytes))
+)
+def test_there_is_one_open_encoding_of_each_map(data: bytes) -> None:
+    try:
+        value = strict_loads(data, may_be_open=True)
+    except CborError:
+        return
+    assert data in {cbor2.dumps(value), opened(value) if isinstance(value, dict) else b""}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("bf", "lacks its break"),
+        ("bf0101", "lacks its break"),
+        ("bf01", "ends too early"),
+        ("bf01ff", "simple values"),  # a key without a value: the break stands in its place
+        ("bf010102ff", "simple values"),
+        ("bfff00", "follow the item"),
+        ("bfffff", "follow the item"),
+        ("bf0101ff0101ff", "follow the item"),
+        ("bf01bfffff", "indefinite length"),  # open inside open
+        ("bf01bf0101ffff", "indefinite length"),
+        ("bf019fffff", "indefinite length"),
+        ("bf015fffff", "indefinite length"),
+        ("bf017fffff", "indefinite length"),
+        ("bf01a102ffff", "simple values"),
+        ("bf0181ffff", "simple values"),
+        ("a101bfff", "indefinite length"),  # the outermost alone
+        ("81bfff", "indefinite length"),
+        ("9fff", "indefinite length"),  # and a map alone
+        ("5fff", "indefinite length"),
+        ("7fff", "indefinite length"),
+        ("ff", "simple values"),
+        ("a1ff01", "map key"),
+        ("bff501ff", "map key"),
+        ("bf4001ff", "map key"),
+        ("bf01010102ff", "twice"),
+        ("bf616101616102ff", "twice"),
+        ("bf61ff01ff", "UTF-8"),
+        ("bf180101ff", "shortest form"),
+        ("bf011801ff", "shortest form"),
+        ("bf01c001ff", "tags"),
+        ("bf01f90000ff", "floats"),
+        ("c1bfff", "tags"),
+    ],
+)
+def test_an_open_map_weakens_nothing(data: str, why: str) -> None:
+    with pytest.raises(CborError, match=why):
+        strict_loads(bytes.fromhex(data), may_be_open=True)
+
+
+def test_an_open_map_counts_towards_the_depth() -> None:
+    assert strict_loads(b"\xbf\xff", max_depth=1, may_be_open=True) == {}
+    with pytest.raises(CborError, match="too deeply"):
+        strict_loads(b"\xbf\xff", max_depth=0, may_be_open=True)
+    inside = b"\x81" * (DEFAULT_MAX_DEPTH - 1) + b"\x00"
+    strict_loads(b"\xbf\x00" + inside + b"\xff", may_be_open=True)
+    with pytest.raises(CborError, match="too deeply"):
+        strict_loads(b"\xbf\x00\x81" + inside + b"\xff", may_be_open=True)
 
 
 def test_a_scalar_has_depth_zero() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from cryptography.x509 import verification
 
 from lab.nsm.pki import CertificateDefect, Chain, LabAuthority, Level
 from wgvsock.attestation import errors
-from wgvsock.attestation.certificates import Signer, verify_chain
+from wgvsock.attestation.certificates import Signer, read_validity, verify_chain
 from wgvsock.attestation.document import parse_document
 from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1
 
@@ -62,6 +63,8 @@ def test_the_root_is_looked_at_before_anything_is_parsed(authority: LabAuthority
     [
         *((level, Defect.MALFORMED, "chain.parse") for level in Level),
         *((level, Defect.NEGATIVE_SERIAL, "chain.parse") for level in Level),
+        *((level, Defect.SERIAL_ZERO, "chain.parse") for level in Level),
+        *((level, Defect.NULL_PARAMETERS, "chain.parse") for level in Level),
         *((level, Defect.UNSUPPORTED_NAME, "chain.parse") for level in Level),
         *((level, Defect.VERSION_1, "chain.algorithm") for level in Level),
         *((level, Defect.SHA256, "chain.algorithm") for level in Level),
@@ -87,11 +90,68 @@ def test_the_root_is_looked_at_before_anything_is_parsed(authority: LabAuthority
     ],
 )
 def test_one_defect_at_one_level(authority: LabAuthority, level: Level, defect: Defect, check: str) -> None:
-    assert rejected(authority.chain(MODULE_ID, {level: defect})) == check
+    with pytest.raises(errors.RejectedDocumentError) as caught:
+        verified(authority.chain(MODULE_ID, {level: defect}))
+    assert caught.value.check == check
+    assert f"certificate {list(Level).index(level) + 1} of 5 ({level}" in caught.value.why
+
+
+class LaterVersionWarning(UserWarning):
+    """What a later version of cryptography might say about any certificate."""
+
+
+@pytest.fixture
+def wary_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = x509.load_der_x509_certificate
+
+    def load_with_a_warning(der: bytes) -> x509.Certificate:
+        warnings.warn("certificates of this kind will be refused one day", LaterVersionWarning, stacklevel=2)
+        return load(der)
+
+    monkeypatch.setattr(x509, "load_der_x509_certificate", load_with_a_warning)
+
+
+@pytest.mark.usefixtures("wary_cryptography")
+def test_a_warning_turns_no_genuine_chain_away(authority: LabAuthority) -> None:
+    chain = authority.chain(MODULE_ID)
+    assert verified(chain).common_name.startswith(f"{MODULE_ID}.")
+
+
+@pytest.mark.usefixtures("wary_cryptography")
+@pytest.mark.parametrize("defect", [Defect.NEGATIVE_SERIAL, Defect.SERIAL_ZERO])
+def test_what_cryptography_only_warns_about_is_refused_all_the_same(authority: LabAuthority, defect: Defect) -> None:
+    assert rejected(authority.chain(MODULE_ID, {Level.LEAF: defect})) == "chain.parse"
+
+
+def test_a_name_is_shown_as_printable_ascii(authority: LabAuthority) -> None:
+    chain = authority.chain("i-0\x1b[2J\u202e\n-enc0", {Level.LEAF: Defect.EXPIRED})
+    with pytest.raises(errors.ChainValidityError) as caught:
+        verified(chain)
+    assert caught.value.why.isascii()
+    assert caught.value.why.isprintable()
+    assert r"certificate 5 of 5 (leaf, CN 'i-0\x1b[2J\u202e\n-enc0" in caught.value.why
+
+
+def test_a_chain_of_another_length_counts_its_certificates(authority: LabAuthority) -> None:
+    chain = authority.chain(MODULE_ID)
+    root, regional, _zonal, instance = chain.authorities
+    with pytest.raises(errors.ChainIssuerError, match=r"certificate 3 of 4 \(authority, CN "):
+        verified(Chain(authorities=(root, regional, instance), leaf=chain.leaf))
+
+
+def test_validity_without_any_check(authority: LabAuthority) -> None:
+    chain = authority.chain(MODULE_ID, {Level.LEAF: Defect.BAD_SIGNATURE})
+    certificates = [issued.certificate for issued in (*chain.authorities, chain.leaf)]
+    validity = read_validity(chain.cabundle, chain.leaf.der)
+    assert validity.not_before == max(certificate.not_valid_before_utc for certificate in certificates)
+    assert validity.not_after == min(certificate.not_valid_after_utc for certificate in certificates)
+    assert validity.issued_to.startswith(f"{MODULE_ID}.")
+    with pytest.raises(errors.ChainParseError):
+        read_validity(chain.cabundle, b"no certificate")
 
 
 def test_a_leaf_cannot_issue_another_leaf(authority: LabAuthority) -> None:
-    """Whoever holds a leaf's key must not extend the chain by one; every signature in this one is right."""
+    """The holder of a leaf's key must not extend the chain by one. Every signature in this one is valid."""
     chain = authority.chain(MODULE_ID)
     forged = authority._issue(Level.LEAF, "i-0-enc0.forged", chain.leaf, None)
     assert rejected(Chain(authorities=(*chain.authorities, chain.leaf), leaf=forged)) == "chain.path_length"
@@ -115,7 +175,7 @@ def test_validity_ends_with_the_first_certificate_that_ends(authority: LabAuthor
 
 
 def test_an_rsa_certificate_is_not_on_p384(authority: LabAuthority) -> None:
-    """A chain that is pinned and yet not AWS's kind, down to the key."""
+    """A chain that is pinned but not of AWS's kind, down to the key."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -169,10 +229,10 @@ def test_a_second_implementation_agrees(authority: LabAuthority) -> None:
         assert not second_opinion(wrong.cabundle, wrong.leaf.der, NOW), (level, defect)
 
 
-def test_real_chains(attestation_sample: Any) -> None:
-    document = parse_document(attestation_sample.data)
-    at = attestation_sample.at
-    if attestation_sample.expected["expect_at_own_time"] == "chain.root":
+def test_real_chains(enclave_sample: Any) -> None:
+    document = parse_document(enclave_sample.data)
+    at = enclave_sample.at
+    if enclave_sample.expected["expect_at_own_time"] == "chain.root":
         with pytest.raises(errors.ChainRootError):
             verify_chain(document.cabundle, document.certificate, accepted_roots=[AWS_NITRO_ROOT_G1], now=at)
         return

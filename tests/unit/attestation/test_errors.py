@@ -11,7 +11,8 @@ from wgvsock.errors import AttestationError, RemoteProtocolError
 REJECTIONS = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(kind, errors.RejectedDocumentError) and kind is not errors.RejectedDocumentError
+    if issubclass(kind, errors.RejectedDocumentError)
+    and kind not in {errors.RejectedDocumentError, errors.MeasurementError}
 ]
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,14 @@ from typing import Any
 import pytest
 
 from wgvsock.attestation.document import parse_document
-from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, Expectations, PcrSet, Policy, parse_measurements
+from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, Expectations, PcrSet, Policy
 from wgvsock.errors import ConfigurationError
 
 PCRS = {index: bytes((index + 1,)) * 48 for index in (0, 1, 2)}
-HEX = {f"PCR{index}": value.hex() for index, value in PCRS.items()}
 
 
 def test_an_empty_policy_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError, match="no set of PCRs"):
+    with pytest.raises(ConfigurationError, match="no PCR set"):
         Policy(pcr_sets=())
 
 
@@ -71,40 +69,37 @@ def test_expectations_hold_a_readable_enclave_id() -> None:
         Expectations(user_data=b"", enclave_id="my-enclave")
 
 
-def test_measurements_of_nitro_cli_and_plain_ones() -> None:
-    built = {"Measurements": {"HashAlgorithm": "Sha384 { ... }", **HEX}}
-    assert parse_measurements(built) == PCRS
-    assert parse_measurements(HEX) == PCRS
-    assert parse_measurements({**HEX, "PCR8": "aB" * 48})[8] == b"\xab" * 48
-    PcrSet(parse_measurements(json.loads(json.dumps(built))))
+@pytest.mark.parametrize(
+    "instance_id", ["", "i-0123", "i-0123456789abcdef0 ", "i-0123456789ABCDEF0", "m-0123456789abcdef0"]
+)
+def test_expectations_hold_an_instance_id(instance_id: str) -> None:
+    Expectations(user_data=b"", instance_id="i-0123456789abcdef0")
+    Expectations(user_data=b"", instance_id="i-0123abcd")
+    with pytest.raises(ConfigurationError, match="i-0123456789abcdef0"):
+        Expectations(user_data=b"", instance_id=instance_id)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "role_arn",
     [
-        None,
-        [],
-        "PCR0",
-        {},
-        {"Measurements": []},
-        {"Measurements": {"HashAlgorithm": "Sha384 { ... }"}},
-        {"PCR0": bytes(48)},
-        {"PCR0": "zz" * 48},
-        {"PCR0": "00" * 47},
-        {"PCR32": "00" * 48},
-        {"PCR": "00" * 48},
-        {"PCR-1": "00" * 48},
-        {"0": "00" * 48},
-        {0: "00" * 48},
-        {"pcr0": "00" * 48},
+        "",
+        "relay",
+        "arn:aws:iam::123456789012:instance-profile/relay",
+        "arn:aws:sts::123456789012:assumed-role/relay/i-0123456789abcdef0",
+        "arn:aws:iam::12345678901:role/relay",
+        "arn:aws:iam::123456789012:role/",
+        "arn:aws:iam::123456789012:role/relay\n",
     ],
 )
-def test_malformed_measurements(wrong: object) -> None:
-    with pytest.raises(ConfigurationError):
-        parse_measurements(wrong)
+def test_expectations_hold_a_roles_arn(role_arn: str) -> None:
+    Expectations(user_data=b"", role_arn="arn:aws:iam::123456789012:role/relay")
+    Expectations(user_data=b"", role_arn="arn:aws-us-gov:iam::123456789012:role/path/to/relay_1+=,.@-")
+    with pytest.raises(ConfigurationError, match="role/NAME") as caught:
+        Expectations(user_data=b"", role_arn=role_arn)
+    assert "instance profile" in caught.value.fix
 
 
-def test_the_pinned_root_is_that_of_real_documents(attestation_sample: Any) -> None:
-    fingerprint = hashlib.sha256(parse_document(Path(attestation_sample.path).read_bytes()).cabundle[0]).digest()
-    genuine = attestation_sample.expected["expect_at_own_time"] != "chain.root"
+def test_the_pinned_root_is_that_of_real_documents(enclave_sample: Any) -> None:
+    fingerprint = hashlib.sha256(parse_document(Path(enclave_sample.path).read_bytes()).cabundle[0]).digest()
+    genuine = enclave_sample.expected["expect_at_own_time"] != "chain.root"
     assert (fingerprint == AWS_NITRO_ROOT_G1) == genuine

@@ -19,7 +19,7 @@ from wgvsock.attestation import verifier
 from wgvsock.attestation.binding import encode_x25519_spki, extended_pcr, wireguard_key_commitment
 from wgvsock.attestation.document import parse_document
 from wgvsock.attestation.errors import RejectedDocumentError
-from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, Expectations, PcrSet, Policy
+from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, MIN_NONCE_SIZE, Expectations, PcrSet, Policy
 from wgvsock.attestation.verifier import AttestedEnclave, Verifier
 from wgvsock.errors import LocalProtocolError
 
@@ -181,6 +181,13 @@ def test_a_key_of_small_order_is_nobodys(lab: Any, point: int) -> None:
     assert rejected(attest, lab, lab.document(payload={"public_key": weak}), wireguard_key_pcr=None) == "public_key"
 
 
+def test_the_relay_s_own_key_is_no_enclave_s(lab: Any, good: bytes) -> None:
+    own = lab.wireguard_public_key
+    assert rejected(attest, lab, good, own_public_key=own) == "public_key.own"
+    assert rejected(attest, lab, good, own_public_key=own[:31] + bytes((own[31] ^ 0x80,))) == "public_key.own"
+    attest(lab, good, own_public_key=ANOTHER_KEY)
+
+
 # The order: what is reported when more than one thing is wrong.
 
 
@@ -199,11 +206,68 @@ def test_the_first_failed_check_is_the_one_named(lab: Any, faults: dict[str, Any
     assert rejected(verify, lab, lab.document(**faults)) == check
 
 
+# Whose word a refusal is.
+
+ANOTHER_ENCLAVE = "i-0fedcba9876543210-enc0123456789abcdef"
+OTHER_CODE = {0: b"\x01" * 48}
+
+
+@pytest.mark.parametrize(
+    "faults", [{"pcrs": OTHER_CODE}, {"debug": True}, {"without_pcrs": (0,)}, {"pcrs": {4: b"\x01" * 48}}], ids=str
+)
+def test_another_enclave_is_refused_as_that_whatever_its_pcrs(lab: Any, faults: dict[str, Any]) -> None:
+    """A genuine document of the attacker's own enclave says nothing about the one that was launched."""
+    swapped = lab.document(module_id=ANOTHER_ENCLAVE, **faults)
+    assert rejected(attest, lab, swapped, enclave_id=lab.enclave.module_id) == "module_id.launched"
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected", "check"),
+    [
+        ({"pcrs": OTHER_CODE}, {}, "pcr.set"),
+        ({"debug": True}, {}, "pcr.debug"),
+        ({"without_pcrs": (1,)}, {}, "pcr.missing"),
+        ({}, {"instance_id": "i-0fedcba9876543210"}, "pcr.instance"),
+        ({}, {"role_arn": "arn:aws:iam::123456789012:role/other"}, "pcr.role"),
+        ({}, {"pcrs": {8: b"\x02" * 48}}, "pcr.expected"),
+        ({"pcrs": {16: bytes(48)}}, {}, "pcr.key"),
+    ],
+)
+def test_what_the_meant_enclave_measures_is_final(lab: Any, faults: Any, expected: Any, check: str) -> None:
+    for meant in (lab.enclave.module_id, None):
+        with pytest.raises(RejectedDocumentError) as caught:
+            attest(lab, lab.document(**faults), **expected, enclave_id=meant)
+        assert caught.value.check == check
+        assert caught.value.final is (meant is not None)  # of an unknown enclave nothing is
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"module_id": ANOTHER_ENCLAVE, "pcrs": OTHER_CODE},
+        {"leaf_module_id": ANOTHER_ENCLAVE, "pcrs": OTHER_CODE},
+        {"corrupt_signature": True, "pcrs": OTHER_CODE},
+        {"wrong_root": True, "pcrs": OTHER_CODE},
+        {"clock_offset": -1000.0, "pcrs": OTHER_CODE},
+        {"payload": {"nonce": bytes(32)}, "pcrs": OTHER_CODE},
+        {"payload": {"user_data": bytes(64)}},
+        {"payload": {"user_data": bytes(64)}, "pcrs": {16: bytes(48)}},
+        {"payload": {"public_key": bytes(44)}},
+        {"truncated_to": 100},
+    ],
+    ids=str,
+)
+def test_what_anybody_on_the_way_can_bring_about_is_never_final(lab: Any, faults: dict[str, Any]) -> None:
+    with pytest.raises(RejectedDocumentError) as caught:
+        attest(lab, lab.document(**faults), enclave_id=lab.enclave.module_id)
+    assert not caught.value.final
+
+
 # Known mistakes of other verifiers.
 
 
 def test_certificates_are_checked_at_the_verifiers_clock(lab: Any) -> None:
-    """Mistake: certificate times checked at the document's own timestamp, so that it is valid for ever."""
+    """Mistake: certificate times checked at the document's own timestamp, so that it is always valid."""
     document = lab.document()
     patient = lab.policy(max_age=timedelta(days=365))
     verify(lab, document, policy=patient, late=timedelta(hours=2))
@@ -212,7 +276,7 @@ def test_certificates_are_checked_at_the_verifiers_clock(lab: Any) -> None:
 
 
 def test_freshness_has_two_sides(lab: Any) -> None:
-    """Mistake: documents from the future pass."""
+    """Mistake: documents from the future are accepted."""
     for offset in (-120.0, 0.0, 30.0):
         verify(lab, lab.document(clock_offset=offset))
     assert rejected(verify, lab, lab.document(clock_offset=3600.0)) == "freshness.future"
@@ -224,7 +288,7 @@ def test_freshness_has_two_sides(lab: Any) -> None:
 
 
 def test_values_of_two_allowed_sets_do_not_mix(lab: Any) -> None:
-    """Mistake: each PCR is looked up in a list of its own, or PCR0 alone is compared."""
+    """Mistake: each PCR is looked up in a separate list, or only PCR0 is compared."""
     ours = dict(lab.enclave.measurements)
     theirs = {index: bytes((index + 1,)) * 48 for index in ours}
     policy = lab.policy(pcr_sets=(PcrSet(theirs), PcrSet(ours)))
@@ -235,7 +299,7 @@ def test_values_of_two_allowed_sets_do_not_mix(lab: Any) -> None:
 
 
 def test_debug_mode_needs_the_flag_and_a_set_of_its_own(lab: Any) -> None:
-    """Mistake: all PCRs have to be zero to count as debug mode; PCR4 never is."""
+    """Mistake: debug mode requires all PCRs to be zero. PCR4 never is."""
     document = lab.document(debug=True)
     assert rejected(verify, lab, document) == "pcr.debug"
     assert rejected(verify, lab, document, policy=lab.policy(allow_debug=True)) == "pcr.set"
@@ -252,7 +316,7 @@ def test_the_nonce_that_was_asked_for(lab: Any, good: bytes) -> None:
 
 
 def test_a_second_valid_encoding_exists_so_that_no_hash_may_stand_for_a_document(lab: Any, good: bytes) -> None:
-    """ECDSA is malleable: with s, n - s verifies too. Replays are caught by the nonce alone."""
+    """ECDSA is malleable: with s, n - s verifies too. Only the nonce prevents replays."""
     s = int.from_bytes(good[-48:], "big")
     twin = good[:-48] + (P384_ORDER - s).to_bytes(48, "big")
     assert twin != good
@@ -304,7 +368,7 @@ def test_ten_thousand_mutations_are_rejected(lab: Any, good: bytes) -> None:
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
-    """Another byte string: a few bits, bytes, or a piece of it elsewhere."""
+    """Another byte string: a few bits or bytes changed, or a piece of it moved."""
     mutated = bytearray(data)
     while mutated == data:
         for _ in range(chance.randint(1, 3)):
@@ -334,7 +398,7 @@ def test_garbage_is_rejected(lab: Any) -> None:
 
 @pytest.mark.slow
 def test_garbage_inside_a_well_formed_document_is_rejected(lab: Any, good: bytes) -> None:
-    """The encoding is right and the meaning is not: every field in turn holds random bytes, unsigned and signed."""
+    """The encoding is valid, the meaning is not: every field in turn holds random bytes, unsigned and signed."""
     chance = random.Random(2)
     protected, unprotected, payload, signature = cbor2.loads(good)
     fields = cbor2.loads(payload)
@@ -352,7 +416,7 @@ def test_garbage_inside_a_well_formed_document_is_rejected(lab: Any, good: bytes
 
 
 def pycose_accepts(document: bytes) -> bool:
-    """Does pycose, with python-ecdsa beneath, accept the signature?"""
+    """Return whether pycose, with python-ecdsa beneath, accepts the signature."""
     envelope = cbor2.loads(document)
     message = Sign1Message.from_cose_obj(list(envelope), True)
     leaf = x509.load_der_x509_certificate(cbor2.loads(message.payload)["certificate"])
@@ -388,17 +452,17 @@ def test_real_documents_against_the_second_opinion(attestation_sample: Any) -> N
     assert pycose_accepts(attestation_sample.data) == (expected != "cose.sig")
 
 
-def test_real_documents_through_the_whole_policy(attestation_sample: Any) -> None:
+def test_real_documents_through_the_whole_policy(enclave_sample: Any) -> None:
     """With its own measurements allowed and its own nonce expected, at its own time."""
-    document, expected = parse_document(attestation_sample.data), attestation_sample.expected
+    document, expected = parse_document(enclave_sample.data), enclave_sample.expected
     outcome = expected["expect_at_own_time"]
-    if outcome in {"ok", "pcr.debug"} and document.nonce is None:
-        outcome = "nonce.missing"
+    if outcome in {"ok", "pcr.debug"} and len(document.nonce or b"") < MIN_NONCE_SIZE:
+        outcome = "nonce.missing" if document.nonce is None else "nonce.short"
     allowed = PcrSet({index: document.pcrs[index] for index in (0, 1, 2, 3, 4, 8)})
     genuine = Verifier(Policy(pcr_sets=(allowed,)))
     reached = "ok"
     try:
-        genuine.verify(attestation_sample.data, nonce=document.nonce or b"", now=attestation_sample.at)
+        genuine.verify(enclave_sample.data, nonce=document.nonce or b"", now=enclave_sample.at)
     except RejectedDocumentError as error:
         reached = error.check
     assert reached == outcome

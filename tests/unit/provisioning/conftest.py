@@ -37,7 +37,7 @@ def lab_enclave() -> LabEnclave:
 
 @pytest.fixture
 def make_pair(authority: LabAuthority, lab_enclave: LabEnclave) -> Callable[..., ProvisioningPair]:
-    """Makes a `ProvisioningPair`; arguments are those of `EnclaveProvisioning`."""
+    """Makes a `ProvisioningPair`. The arguments are those of `EnclaveProvisioning`."""
 
     def make(**enclave_options: Any) -> ProvisioningPair:
         clock = ManualClock()

@@ -11,6 +11,7 @@ from wgvsock.provisioning.capabilities import (
     check_choice,
     choose,
     framing_of,
+    native_with,
     profile_of,
 )
 from wgvsock.provisioning.errors import ConfigRejectedError
@@ -65,3 +66,8 @@ def test_the_enclave_accepts_no_other_choice(chosen: tuple[str, ...]) -> None:
 def test_what_was_not_offered_cannot_be_chosen() -> None:
     with pytest.raises(ConfigRejectedError, match="not offered"):
         check_choice((FRAMING_NATIVE, PROFILE_GSO), (FRAMING_NATIVE, PROFILE_PLAIN))
+
+
+def test_profiles_of_a_configuration_keep_their_order() -> None:
+    assert native_with(("gso", "plain")) == (FRAMING_NATIVE, PROFILE_GSO, PROFILE_PLAIN)
+    assert native_with(("plain",)) == (FRAMING_NATIVE, PROFILE_PLAIN)

@@ -35,13 +35,13 @@ def test_the_numbers_are_those_of_the_specification() -> None:
     numbers = {
         "OK": 0, "BAD_FRAME": 1, "BAD_CBOR": 2, "UNSUPPORTED_VERSION": 3, "BAD_FIELD": 4, "CONFIG_REJECTED": 5,
         "AUTH_REQUIRED": 6, "AUTH_FAILED": 7, "ALREADY_PROVISIONED": 8, "STALE_EPOCH": 9, "BUSY": 10,
-        "RATE_LIMITED": 11, "NSM_ERROR": 12, "TIMEOUT": 13, "INTERNAL": 14, "ATTESTATION_REJECTED": 32,
-        "BINDING_MISMATCH": 33, "POLICY": 34,
+        "RATE_LIMITED": 11, "NSM_ERROR": 12, "TIMEOUT": 13, "INTERNAL": 14, "SUPERSEDED": 15,
+        "ATTESTATION_REJECTED": 32, "BINDING_MISMATCH": 33, "POLICY": 34,
     }  # fmt: skip
     assert {code.name: code.value for code in WireCode} == numbers
 
 
-@pytest.mark.parametrize("code", [15, 31, 35, 255])
+@pytest.mark.parametrize("code", [16, 31, 35, 255])
 def test_a_code_of_a_later_version_is_an_internal_error_there(code: int) -> None:
     assert type(error_from_wire(code, "")) is InternalError
 
@@ -51,7 +51,7 @@ def test_codes_for_people_are_in_the_range_of_provisioning() -> None:
 
 
 def test_the_text_says_what_and_why() -> None:
-    assert str(AuthFailedError("the signature does not verify")) == (
-        "the enclave refused the relay's signature: the signature does not verify"
+    assert str(AuthFailedError("the signature is invalid")) == (
+        "the enclave refused the relay's signature: the signature is invalid"
     )
     assert str(ConnectionLostError()) == "the connection ended before provisioning did"

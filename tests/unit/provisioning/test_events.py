@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from wgvsock.provisioning.events import Assignment, AttestationNeeded, EnclaveProvisioned
+from dataclasses import replace
+
+from wgvsock.provisioning.events import AttestationNeeded, EnclaveProvisioned
 from wgvsock.testing.provisioning import ProvisioningPair
 
 SECRET = bytes.fromhex("5ec1e7" * 10 + "5ec1")
@@ -19,10 +21,19 @@ def test_no_secret_and_no_nonce_is_in_a_text(pair: ProvisioningPair) -> None:
             assert secret.hex() not in repr(event)
 
 
+def test_whose_assignment_it_is(pair: ProvisioningPair) -> None:
+    pair.provision(incarnation=1000)
+    held = pair.in_force
+    assert held is not None
+    assert held.is_of(replace(held, relay_public_key=bytes(32)))  # that key is new in every exchange
+    assert not held.is_of(replace(held, incarnation=1001))
+    assert not held.is_of(replace(held, signer=bytes(32)))
+
+
 def test_assignments_compare_by_value(pair: ProvisioningPair) -> None:
     outcome = pair.provision()
     assert isinstance(outcome, EnclaveProvisioned)
     held = pair.in_force
     assert held is not None
-    assert held == Assignment(held.relay_public_key, outcome.preshared_key, outcome.config, held.signer)
-    assert held != Assignment(held.relay_public_key, SECRET, outcome.config, held.signer)
+    assert held == replace(held, preshared_key=bytes(outcome.preshared_key))
+    assert held != replace(held, preshared_key=SECRET)

@@ -1,4 +1,4 @@
-"""One connection at the enclave: every state with every input, deadlines, refusals, garbage however it is cut."""
+"""One connection at the enclave: every state with every input, deadlines, refusals, garbage in any pieces."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from wgvsock.provisioning import (
     ExchangeEnded,
     ExchangeState,
     LinkState,
+    StrangersTurnedAway,
 )
 from wgvsock.provisioning.errors import WireCode
 from wgvsock.provisioning.exchange import TRANSITIONS, ExchangeInput
 from wgvsock.provisioning.frames import encode_frame
 from wgvsock.provisioning.messages import (
+    CLEAR_ERRORS,
     DOCUMENT_LIMIT,
     Error,
     Hello,
@@ -38,12 +40,11 @@ from wgvsock.provisioning.messages import (
 )
 from wgvsock.provisioning.transcript import Ephemeral, transcript_hash, user_data
 from wgvsock.testing.clock import SeededRandom
-from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG
+from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG, EnclaveHalf, RelayHalf
 
 WIREGUARD_KEY = bytes(range(100, 132))
 CONFIG = replace(TUNNEL_CONFIG, capabilities=("framing/native", "profile/plain"))
-RELAY_EPHEMERAL = Ephemeral(b"r" * 32)
-REQUEST = Request(b"n" * 32, RELAY_PUBLIC_KEY, RELAY_EPHEMERAL.public, 1, CONFIG.to_fields())
+REQUEST = Request(b"n" * 32, RELAY_PUBLIC_KEY, 1, CONFIG.to_fields())
 
 
 def _open(now: float = 0.0) -> tuple[EnclaveProvisioning, Exchange]:
@@ -51,11 +52,43 @@ def _open(now: float = 0.0) -> tuple[EnclaveProvisioning, Exchange]:
     return enclave, enclave.accept(now)
 
 
-def _frame(message: Hello | Request | Response | Error | Result) -> bytes:
-    return encode_frame(message.encode())
+HELLO = _open()[1].data_to_send()[4:]  # the same from every first exchange
+
+
+def _relay(request: bytes = b"") -> RelayHalf:
+    """The relay's half in answer to `HELLO`, after this M1, by default after one around `REQUEST`."""
+    relay = RelayHalf(HELLO)
+    relay.transcript = transcript_hash(HELLO, request or relay.request(REQUEST.encode()))
+    return relay
+
+
+def _frame(message: Hello | Request | Response | Error | Result | bytes) -> bytes:
+    """Return the message, or the map in place of a REQUEST, as it is on the wire."""
+    match message:
+        case Request():
+            return encode_frame(RelayHalf(HELLO).request(message.encode()))
+        case bytes():
+            return encode_frame(RelayHalf(HELLO).request(message))
+        case Result():
+            return encode_frame(_relay().result(message.encode()))
+        case _:
+            return encode_frame(message.encode())
+
+
+def _response(message: Response) -> bytes:
+    """M2 around it."""
+    _, exchange = _open()
+    half = EnclaveHalf(HELLO, _frame(REQUEST)[4:], _private(exchange))
+    return half.response(message.encode())
+
+
+def _private(exchange: Exchange) -> bytes:
+    assert exchange._ephemeral._private is not None
+    return exchange._ephemeral._private.private_bytes_raw()
 
 
 def _drain(enclave: EnclaveProvisioning) -> list[EnclaveEvent]:
+    enclave.handle_timers(0.0)  # reports on strangers
     events = []
     while (event := enclave.next_event()) is not None:
         events.append(event)
@@ -72,10 +105,10 @@ def _sent(exchange: Exchange) -> list[bytes]:
     return messages
 
 
-def _refusal(exchange: Exchange) -> WireCode:
-    """The code of the one ERROR that is to be sent."""
+def _refusal(exchange: Exchange, request: bytes = b"", *, clear: bool = False) -> WireCode:
+    """Return the code of the only ERROR to be sent in answer to an M1."""
     [message] = _sent(exchange)
-    error = decode_response(message)
+    error = decode_response(message if clear else _relay(request).open(message))
     assert isinstance(error, Error)
     assert exchange.closed
     return WireCode(error.code)
@@ -126,7 +159,7 @@ def test_a_request_becomes_a_configuration_then_an_attestation_then_a_response()
     assert offered.replaces is None
     assert offered.assignment.config == CONFIG
     assert offered.assignment.relay_public_key == RELAY_PUBLIC_KEY
-    transcript = transcript_hash(hello, REQUEST.encode())
+    transcript = transcript_hash(hello, _frame(REQUEST)[4:])
     decoded = decode_hello(hello)
     assert isinstance(decoded, Hello)
     assert offered.assignment.preshared_key == Ephemeral(b"r" * 32).preshared_key(decoded.ephemeral, transcript)
@@ -142,7 +175,7 @@ def test_a_request_becomes_a_configuration_then_an_attestation_then_a_response()
     assert not _sent(exchange)
 
     exchange.attestation_ready(b"document", 0.0)
-    assert _sent(exchange) == [Response(b"document").encode()]
+    assert _sent(exchange) == [_response(Response(b"document"))]
     exchange.receive_data(_frame(Result(0)), 0.0)
     assert _drain(enclave) == [ExchangeEnded(exchange, None)]
     assert exchange.closed
@@ -208,9 +241,12 @@ def test_every_state_can_be_ended_early(state: ExchangeState, ending: Callable[[
     if state is ExchangeState.CLOSED:
         assert not events
         return
-    assert isinstance(events[-1], ExchangeEnded)
-    assert events[-1].error is not None
-    # Before the document is out, everything is taken back at once; afterwards RESULT or time decides.
+    if state is ExchangeState.AWAITING_REQUEST:
+        assert isinstance(events[-1], StrangersTurnedAway)
+    else:
+        assert isinstance(events[-1], ExchangeEnded)
+        assert events[-1].error is not None
+    # Before the document is out, everything is undone at once; afterwards RESULT or time decides.
     rolled_back = [event for event in events if isinstance(event, ConfigurationRolledBack)]
     assert len(rolled_back) == (state in {ExchangeState.APPLYING, ExchangeState.ATTESTING})
     assert enclave.state is (LinkState.PENDING if state is ExchangeState.AWAITING_RESULT else LinkState.UNPROVISIONED)
@@ -235,12 +271,9 @@ def test_a_closed_exchange_ignores_what_comes_too_late() -> None:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (bytes(4), WireCode.BAD_FRAME),
-        ((8 * 1024 + 1).to_bytes(4, "big"), WireCode.BAD_FRAME),
-        (encode_frame(b"\xff"), WireCode.BAD_CBOR),
-        (encode_frame(b"\xa2\x01\x02\x02\x01"), WireCode.UNSUPPORTED_VERSION),
-        (_frame(Result(0)), WireCode.BAD_FIELD),
-        (_frame(replace(REQUEST, ephemeral=bytes(32))), WireCode.BAD_FIELD),
+        (_frame(b"\xff"), WireCode.BAD_CBOR),
+        (_frame(b"\xa2\x01\x02\x02\x01"), WireCode.UNSUPPORTED_VERSION),
+        (_frame(Result(0).encode()), WireCode.BAD_FIELD),
         (_frame(replace(REQUEST, relay_public_key=bytes(32))), WireCode.BAD_FIELD),
         (_frame(replace(REQUEST, signature=bytes(64), signer=b"p" * 32)), WireCode.AUTH_FAILED),
         (
@@ -259,11 +292,52 @@ def test_a_bad_request_is_refused_by_name_and_nothing_is_asked_of_the_shell(data
     enclave, exchange = _open()
     exchange.data_to_send()
     exchange.receive_data(data, 0.0)
-    assert _refusal(exchange) is code
+    length = int.from_bytes(data[:4], "big")
+    assert _refusal(exchange, data[4 : 4 + length]) is code
     events = _drain(enclave)
     assert not any(isinstance(event, AttestationNeeded) for event in events)
     assert enclave.state is LinkState.UNPROVISIONED
     assert enclave.pending is None
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (bytes(4), WireCode.BAD_FRAME),
+        ((8 * 1024 + 1).to_bytes(4, "big"), WireCode.BAD_FRAME),
+        (encode_frame(bytes(48)), WireCode.BAD_FRAME),
+        (encode_frame(bytes(49)), WireCode.BAD_FIELD),
+        (encode_frame(b"\1" + bytes(200)), WireCode.BAD_FIELD),
+        (encode_frame(Ephemeral(b"r" * 32).public + bytes(200)), WireCode.BAD_FRAME),
+        (encode_frame(REQUEST.encode()), WireCode.BAD_FRAME),
+        (_frame(REQUEST)[:-1] + b"?", WireCode.BAD_FRAME),
+    ],
+    ids=["empty", "too long", "too short", "zero", "small order", "not sealed", "in the clear", "a byte changed"],
+)
+def test_what_cannot_be_opened_is_answered_in_the_clear(data: bytes, code: WireCode) -> None:
+    enclave, exchange = _open()
+    exchange.data_to_send()
+    exchange.receive_data(data, 0.0)
+    assert _refusal(exchange, clear=True) is code
+    assert code in CLEAR_ERRORS
+    [turned_away] = _drain(enclave)
+    assert isinstance(turned_away, StrangersTurnedAway)
+
+
+def test_nothing_that_the_relay_said_can_be_read_on_the_wire() -> None:
+    said = REQUEST.encode()
+    wire = _frame(REQUEST)
+    assert not any(said[start : start + 8] in wire for start in range(len(said) - 8))
+
+
+def test_a_request_for_another_hello_does_not_open() -> None:
+    """A recording of one exchange is useless in the next one."""
+    enclave, first = _open()
+    first.receive_eof()
+    second = enclave.accept(0.0)
+    second.data_to_send()
+    second.receive_data(_frame(REQUEST), 0.0)
+    assert _refusal(second, clear=True) is WireCode.BAD_FRAME
 
 
 def test_a_configuration_that_cannot_be_applied_is_an_internal_error() -> None:
@@ -288,7 +362,7 @@ def test_a_document_of_impossible_size_is_an_nsm_error(size: int) -> None:
 def test_the_largest_document_is_sent() -> None:
     _, exchange = _in_state(ExchangeState.ATTESTING)
     exchange.attestation_ready(bytes(DOCUMENT_LIMIT), 0.0)
-    assert _sent(exchange) == [Response(bytes(DOCUMENT_LIMIT)).encode()]
+    assert _sent(exchange) == [_response(Response(bytes(DOCUMENT_LIMIT)))]
 
 
 def test_after_the_response_no_error_is_sent() -> None:
@@ -321,7 +395,7 @@ def test_each_wait_has_its_deadline(state: ExchangeState, deadline: float, code:
     exchange.handle_timers(deadline - 0.001)
     assert not exchange.closed
     exchange.handle_timers(deadline)
-    assert _refusal(exchange) is code
+    assert _refusal(exchange, clear=state is ExchangeState.AWAITING_REQUEST) is code
 
 
 def test_a_missing_result_ends_the_exchange_and_nothing_else() -> None:
@@ -352,7 +426,7 @@ def test_no_wait_outlives_the_exchange() -> None:
 
 
 def _trace(chunks: list[bytes]) -> list[object]:
-    """Everything visible of an exchange that is fed these chunks, with a shell that answers at once."""
+    """Return everything visible of an exchange that receives these chunks, with a shell that answers at once."""
     enclave, exchange = _open()
     seen: list[object] = []
     for chunk in chunks:

@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgvsock.provisioning.errors import BadCborError, BadFieldError, ExchangeError, UnsupportedVersionError
+from wgvsock.provisioning.errors import (
+    BadCborError,
+    BadFieldError,
+    BadFrameError,
+    ExchangeError,
+    UnsupportedVersionError,
+    WireCode,
+)
 from wgvsock.provisioning.messages import (
+    CLEAR_ERRORS,
     DOCUMENT_LIMIT,
     HELLO_LIMIT,
+    KEY_BYTES,
     REQUEST_LIMIT,
     RESPONSE_LIMIT,
     RESULT_LIMIT,
@@ -23,11 +32,14 @@ from wgvsock.provisioning.messages import (
     Request,
     Response,
     Result,
+    decode_clear_error,
     decode_hello,
     decode_request,
     decode_response,
     decode_result,
+    split_request,
 )
+from wgvsock.provisioning.sealing import TAG_BYTES
 
 CONFIG = ConfigFields(
     addresses=("10.73.0.2/24",),
@@ -41,7 +53,7 @@ CONFIG = ConfigFields(
     capabilities=("framing/native", "profile/plain"),
 )
 HELLO = Hello(b"n" * 32, b"e" * 32, ("framing/native", "profile/plain"))
-REQUEST = Request(b"n" * 32, b"k" * 32, b"e" * 32, 1_800_000_000_000, CONFIG)
+REQUEST = Request(b"n" * 32, b"k" * 32, 1_800_000_000_000, CONFIG)
 SIGNED = replace(REQUEST, signature=b"s" * 64, signer=b"p" * 32)
 RESPONSE = Response(b"document")
 
@@ -72,11 +84,11 @@ UNSIGNED = st.builds(
     Request,
     nonce=KEY,
     relay_public_key=KEY,
-    ephemeral=KEY,
     epoch_ms=st.integers(0, 2**53 - 1),
     config=CONFIGS,
     signature=st.none(),
     signer=st.none(),
+    incarnation=st.integers(0, 2**53 - 1),
 )
 
 
@@ -91,7 +103,7 @@ def test_layout_of_request() -> None:
         1: ["10.73.0.2/24"], 2: ["10.73.0.1"], 3: 1500, 4: ["0.0.0.0/0"], 5: [], 6: [], 7: [], 8: 0,
         9: ["framing/native", "profile/plain"],
     }  # fmt: skip
-    fields = {1: 1, 2: 1, 3: b"n" * 32, 4: b"k" * 32, 5: b"e" * 32, 6: 1_800_000_000_000, 7: config}
+    fields = {1: 1, 2: 1, 3: b"n" * 32, 4: b"k" * 32, 6: 1_800_000_000_000, 7: config, 10: 0}
     assert cbor2.loads(REQUEST.encode()) == fields
     assert cbor2.loads(SIGNED.encode()) == {**fields, 8: b"s" * 64, 9: b"p" * 32}
     assert cbor2.loads(SIGNED.without_signature().encode()) == {**fields, 9: b"p" * 32}
@@ -139,10 +151,32 @@ def test_the_longest_of_each_kind_fits_its_frame() -> None:
         allowed_ips=("x" * 255,) * 16,
         search=("x" * 255,) * 6,
     )
-    assert len(replace(SIGNED, config=longest).encode()) <= REQUEST_LIMIT
-    assert len(Response(bytes(DOCUMENT_LIMIT)).encode()) <= RESPONSE_LIMIT
+    assert KEY_BYTES + len(replace(SIGNED, config=longest).encode()) + TAG_BYTES <= REQUEST_LIMIT
+    assert len(Response(bytes(DOCUMENT_LIMIT)).encode()) + TAG_BYTES == 12_313 <= RESPONSE_LIMIT
     assert len(Error(255, "x" * 500).encode()) <= HELLO_LIMIT
-    assert len(Result(255).encode()) <= RESULT_LIMIT
+    assert len(Result(255).encode()) + TAG_BYTES <= RESULT_LIMIT
+
+
+def test_a_request_is_a_key_and_something_sealed() -> None:
+    message = b"e" * KEY_BYTES + b"t" * TAG_BYTES + b"s"
+    assert split_request(message) == (b"e" * KEY_BYTES, b"t" * TAG_BYTES + b"s")
+    with pytest.raises(BadFrameError):
+        split_request(message[:-1])
+
+
+@pytest.mark.parametrize("code", WireCode)
+def test_which_errors_are_believed_in_the_clear(code: WireCode) -> None:
+    if code in CLEAR_ERRORS:
+        assert decode_clear_error(Error(code, "why").encode()) == Error(code, "why")
+    else:
+        with pytest.raises(BadFrameError):
+            decode_clear_error(Error(code).encode())
+
+
+@pytest.mark.parametrize("message", [b"", b"\xff" * 40, RESPONSE.encode()], ids=["nothing", "sealed", "RESPONSE"])
+def test_what_is_no_error_in_the_clear(message: bytes) -> None:
+    with pytest.raises(BadFrameError):
+        decode_clear_error(message)
 
 
 # What is refused, as changes to the decoded map.
@@ -198,7 +232,12 @@ BAD_REQUEST: Mapping[str, Change] = {
     "signature short": _with(k8=b"s" * 63),
     "signature without signer": _without(9),
     "signer without signature": _without(8),
-    "unknown key": _with(k10=0),
+    "an ephemeral": _with(k5=b"e" * 32),
+    "no incarnation": _without(10),
+    "incarnation negative": _with(k10=-1),
+    "incarnation too large": _with(k10=2**53),
+    "incarnation bool": _with(k10=True),
+    "unknown key": _with(k11=0),
     "no address": _in_config(_with(k1=[])),
     "five addresses": _in_config(_with(k1=["10.0.0.1/8"] * 5)),
     "no gateway": _in_config(_with(k2=[])),

@@ -12,17 +12,17 @@ from wgvsock.errors import ConfigurationError
 from wgvsock.provisioning.errors import AuthFailedError
 from wgvsock.provisioning.messages import Hello, Request
 from wgvsock.provisioning.pin import check_pin, public_key_of, sign_request, verify_request
+from wgvsock.provisioning.transcript import binding_hash
 from wgvsock.testing.provisioning import TUNNEL_CONFIG
 
 # RFC 8032, section 7.1, test 1.
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC_KEY = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 
-HELLO = Hello(bytes(32), bytes(range(32)), ("framing/native",)).encode()
+BINDING = binding_hash(Hello(bytes(32), bytes(range(32)), ("framing/native",)).encode(), b"e" * 32)
 REQUEST = Request(
     nonce=b"n" * 32,
     relay_public_key=b"k" * 32,
-    ephemeral=b"e" * 32,
     epoch_ms=1_800_000_000_000,
     config=TUNNEL_CONFIG.to_fields(),
 )
@@ -33,20 +33,16 @@ def test_the_public_key_of_a_seed() -> None:
 
 
 def test_a_signed_request_verifies() -> None:
-    signed = sign_request(SEED, HELLO, REQUEST)
+    signed = sign_request(SEED, BINDING, REQUEST)
     assert signed.signer == PUBLIC_KEY
-    verify_request(PUBLIC_KEY, HELLO, signed)
+    verify_request(PUBLIC_KEY, BINDING, signed)
 
 
 def test_the_signature_is_over_what_the_specification_says() -> None:
-    signed = sign_request(SEED, HELLO, REQUEST)
+    signed = sign_request(SEED, BINDING, REQUEST)
     fields = cbor2.loads(signed.encode())
     signature = fields.pop(8)
-    layout = (
-        b"wgvsock/prov/1\0\0relay"
-        + hashlib.sha384(HELLO).digest()
-        + hashlib.sha384(cbor2.dumps(fields, canonical=True)).digest()
-    )
+    layout = b"wgvsock/prov/1\0\0relay" + BINDING + hashlib.sha384(cbor2.dumps(fields, canonical=True)).digest()
     Ed25519PublicKey.from_public_bytes(PUBLIC_KEY).verify(signature, layout)
 
 
@@ -55,8 +51,8 @@ def test_the_signature_is_over_what_the_specification_says() -> None:
     [
         {"nonce": b"N" * 32},
         {"relay_public_key": b"K" * 32},
-        {"ephemeral": b"E" * 32},
         {"epoch_ms": 1_800_000_000_001},
+        {"incarnation": 1},
         {"config": replace(TUNNEL_CONFIG, mtu=1420).to_fields()},
         {"signature": bytes(64)},
         {"signer": public_key_of(bytes(32))},
@@ -65,22 +61,29 @@ def test_the_signature_is_over_what_the_specification_says() -> None:
     ids="+".join,
 )
 def test_any_change_breaks_the_signature(change: dict[str, Any]) -> None:
-    signed = sign_request(SEED, HELLO, REQUEST)
+    signed = sign_request(SEED, BINDING, REQUEST)
     with pytest.raises(AuthFailedError):
-        verify_request(PUBLIC_KEY, HELLO, replace(signed, **change))
+        verify_request(PUBLIC_KEY, BINDING, replace(signed, **change))
 
 
 def test_a_signature_is_good_for_one_hello() -> None:
-    signed = sign_request(SEED, HELLO, REQUEST)
+    signed = sign_request(SEED, BINDING, REQUEST)
     other = Hello(b"\1" * 32, bytes(range(32)), ("framing/native",)).encode()
     with pytest.raises(AuthFailedError):
-        verify_request(PUBLIC_KEY, other, signed)
+        verify_request(PUBLIC_KEY, binding_hash(other, b"e" * 32), signed)
+
+
+def test_a_signature_is_good_for_one_ephemeral_of_the_relay() -> None:
+    signed = sign_request(SEED, BINDING, REQUEST)
+    hello = Hello(bytes(32), bytes(range(32)), ("framing/native",)).encode()
+    with pytest.raises(AuthFailedError):
+        verify_request(PUBLIC_KEY, binding_hash(hello, b"E" * 32), signed)
 
 
 def test_the_signer_cannot_be_exchanged_for_another_key_that_verifies() -> None:
-    signed = sign_request(bytes(32), HELLO, REQUEST)
-    with pytest.raises(AuthFailedError, match="another key"):
-        verify_request(PUBLIC_KEY, HELLO, signed)
+    signed = sign_request(bytes(32), BINDING, REQUEST)
+    with pytest.raises(AuthFailedError, match="not signed with the expected key"):
+        verify_request(PUBLIC_KEY, BINDING, signed)
 
 
 def test_the_real_pin_is_usable() -> None:

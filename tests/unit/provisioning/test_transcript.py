@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from wgvsock.attestation.binding import encode_x25519_spki, extended_pcr, wireguard_key_commitment
 from wgvsock.errors import LocalProtocolError
 from wgvsock.provisioning.errors import BadFieldError
-from wgvsock.provisioning.messages import Hello, Request
+from wgvsock.provisioning.messages import Hello, Request, Result
 from wgvsock.provisioning.pin import sign_request
-from wgvsock.provisioning.transcript import TAG, Ephemeral, transcript_hash, user_data
-from wgvsock.testing.provisioning import TUNNEL_CONFIG
+from wgvsock.provisioning.transcript import TAG, Ephemeral, binding_hash, transcript_hash, user_data
+from wgvsock.testing.provisioning import TUNNEL_CONFIG, RelayHalf
 
 ROOT = Path(__file__).resolve().parents[3]
 TRANSCRIPT = hashlib.sha384(b"any").digest()
@@ -84,17 +84,22 @@ def test_the_example_in_the_documentation() -> None:
     request = Request(
         nonce=bytes(range(32, 64)),
         relay_public_key=public(b"\x33" * 32),
-        ephemeral=relay.public,
         epoch_ms=1_800_000_000_000,
         config=replace(TUNNEL_CONFIG, capabilities=("framing/native", "profile/gso")).to_fields(),
+        incarnation=1_799_999_000_000,
     )
-    signed = sign_request(b"\x44" * 32, hello, request).encode()
-    transcript = transcript_hash(hello, signed)
+    half = RelayHalf(hello, b"\x22" * 32)
+    signed = sign_request(b"\x44" * 32, half.binding, request).encode()
+    message = half.request(signed)
+    transcript = transcript_hash(hello, message)
     spki = encode_x25519_spki(public(b"\x55" * 32))
     commitment = wireguard_key_commitment(spki)
     assert _documented_example() == {
         "M0": hello,
-        "M1": signed,
+        "H": half.binding,
+        "map": signed,
+        "M1": message,
+        "M3": half.result(Result(0).encode()),
         "T": transcript,
         "user_data": user_data(transcript),
         "PSK": relay.preshared_key(enclave.public, transcript),
@@ -102,6 +107,11 @@ def test_the_example_in_the_documentation() -> None:
         "commitment": commitment,
         "PCR16": extended_pcr(commitment),
     }
+
+
+def test_what_the_keys_are_bound_to_is_hello_and_the_relay_s_ephemeral() -> None:
+    layout = TAG + struct.pack(">I", 5) + b"hello" + struct.pack(">I", 32) + b"e" * 32
+    assert binding_hash(b"hello", b"e" * 32) == hashlib.sha384(layout).digest()
 
 
 def test_a_byte_that_moves_from_one_message_to_the_other_changes_the_transcript() -> None:
@@ -144,6 +154,8 @@ def test_a_point_of_small_order_is_refused(point: bytes) -> None:
     ephemeral = Ephemeral(b"e" * 32)
     with pytest.raises(BadFieldError):
         ephemeral.preshared_key(point, TRANSCRIPT)
+    with pytest.raises(BadFieldError):
+        ephemeral.sealing_keys(point, TRANSCRIPT)
     with pytest.raises(BadFieldError):
         ephemeral.check_public_key(point)
 
