@@ -1,1 +1,1 @@
-"""The machine around a service: rtnetlink, packet filter, resolver, nitro-cli, and a journal of what was changed."""
+"""The kernel and the tools around it: rtnetlink, packet filter, connection tracking, resolver, nitro-cli."""

@@ -1,4 +1,4 @@
-"""What can go wrong while the machine is set up, each with its own code."""
+"""Errors of setting up the machine, each with its own code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from wgvsock.errors import SystemSetupError
 
 
 class NetlinkSetupError(SystemSetupError):
-    """The kernel refused a change of interfaces, addresses, routes or forwarding."""
+    """The kernel refused a change to interfaces, addresses, routes or forwarding."""
 
     code = "WGV-E051"
 
 
 class NetfilterError(SystemSetupError):
-    """Neither nft nor iptables took our rules."""
+    """Neither nft nor iptables accepted our rules."""
 
     code = "WGV-E052"
 
@@ -23,14 +23,7 @@ class ResolverError(SystemSetupError):
     code = "WGV-E053"
 
 
-class JournalError(SystemSetupError):
-    """The record of our changes to this machine cannot be kept."""
+class ClockError(SystemSetupError):
+    """The wall clock cannot be set, or the hardware clock cannot be read."""
 
-    code = "WGV-E054"
-
-
-class AlreadyRunningError(SystemSetupError):
-    """Another process of the same name holds the lock."""
-
-    code = "WGV-E055"
-    exit_code = 1
+    code = "WGV-E061"

@@ -1,21 +1,23 @@
-"""What is asked of the kernel through pyroute2's socket, whose place a small model of the kernel takes."""
+"""Requests to the kernel through pyroute2's socket, replaced by a small model of the kernel."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
+from wgvsock.runtime.journal import Undo
 from wgvsock.system import netlink
 from wgvsock.system.errors import NetlinkSetupError
-from wgvsock.system.journal import Undo
+from wgvsock.system.filter.rules import Fact
 from wgvsock.system.netlink import ROUTE_PROTOCOL, Netlink, Route
 
 
@@ -31,7 +33,7 @@ class Message(dict[str, Any]):
 
 
 class Kernel:
-    """Interfaces, addresses and routes behind the calls of an ``AsyncIPRoute``."""
+    """Interfaces, addresses and routes behind the calls of an `IPRoute`."""
 
     def __init__(self) -> None:
         self.links: dict[str, dict[str, Any]] = {}
@@ -42,23 +44,27 @@ class Kernel:
 
     def add_link(self, name: str, *, up: bool = True, mtu: int = 1500, forwarding: int | None = 0) -> int:
         index = len(self.links) + 1
-        self.links[name] = {"index": index, "up": up, "mtu": mtu, "forwarding": forwarding}
+        self.links[name] = {"index": index, "up": up, "mtu": mtu, "forwarding": forwarding, "txqlen": 500, "group": 0}
         return index
 
     def message(self, name: str) -> Message:
         link = self.links[name]
         inet = None if link["forwarding"] is None else Message({}, {"AF_INET": {"forwarding": link["forwarding"]}})
         header = {"index": link["index"], "flags": 1 if link["up"] else 0}
-        return Message(header, {"IFLA_IFNAME": name, "IFLA_MTU": link["mtu"], "IFLA_AF_SPEC": inet})
+        attributes = {"IFLA_IFNAME": name, "IFLA_MTU": link["mtu"], "IFLA_AF_SPEC": inet}
+        return Message(header, {**attributes, "IFLA_TXQLEN": link["txqlen"], "IFLA_GROUP": link["group"]})
 
-    async def link(self, verb: str, **options: Any) -> list[Message]:
+    async def link(self, verb: str, **options: Any) -> Any:
+        if verb == "dump":
+            return self._dump([self.message(name) for name in self.links])
         self.calls.append(("link", verb, options))
         names = [n for n, link in self.links.items() if options.get("ifname", n) == n]
         names = [n for n in names if options.get("index", self.links[n]["index"]) == self.links[n]["index"]]
         if not names:
             raise NetlinkError(errno.ENODEV, "No such device")
         if verb == "set":
-            self.links[names[0]]["up"] = options["state"] == "up"
+            changes = {key: value for key, value in options.items() if key in {"mtu", "txqlen", "group"}}
+            self.links[names[0]] |= {"up": options["state"] == "up", **changes}
         return [self.message(names[0])]
 
     async def addr(self, verb: str, **options: Any) -> Any:
@@ -66,11 +72,11 @@ class Kernel:
             return self._dump(
                 [
                     Message(
-                        {"prefixlen": ip_interface(text).network.prefixlen},
+                        {"prefixlen": ip_interface(text).network.prefixlen, "index": index},
                         {("IFA_LOCAL" if "." in text else "IFA_ADDRESS"): text.split("/")[0]},
                     )
                     for index, text in self.addresses
-                    if index == options["index"]
+                    if index == options.get("index", index)
                 ]
             )
         self.calls.append(("addr", verb, options))
@@ -94,6 +100,11 @@ class Kernel:
             if any(r["dst"] == options["dst"] and r.get("priority") is None for r in self.routes):
                 raise NetlinkError(errno.EEXIST, "File exists")
             self.routes.append(options)
+        elif verb == "replace":
+            (place,) = [
+                n for n, r in enumerate(self.routes) if r["dst"] == options["dst"] and r["oif"] == options["oif"]
+            ]
+            self.routes[place] = options
         else:
             self.routes.remove(options)
         return []
@@ -131,7 +142,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(netlink, "AsyncIPRoute", lambda: kernel)
+    monkeypatch.setattr(netlink, "IPRoute", lambda: kernel)
     return kernel
 
 
@@ -146,7 +157,8 @@ def subject(kernel: Kernel, recorded: list[Undo], tmp_path: Path) -> Netlink:
         recorded.append(undo)
         return undo
 
-    return Netlink(kernel, record, ipv6_conf=tmp_path)
+    (tmp_path / "ip_forward").write_text("0\n")
+    return Netlink(kernel, record, ipv6_conf=tmp_path, ipv4_forward=tmp_path / "ip_forward")
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -206,20 +218,39 @@ def test_bring_up(kernel: Kernel, subject: Netlink, recorded: list[Undo]) -> Non
     assert not kernel.links["lo"]["up"]
 
 
+def test_an_interface_that_is_as_wanted_is_left_alone(kernel: Kernel, subject: Netlink) -> None:
+    kernel.add_link("wg0", up=False)
+    wanted = {"mtu": 1400, "queue_length": 32, "group": 7}
+    assert run(subject.bring_up("wg0", **wanted))
+    calls = len(kernel.calls)
+    assert not run(subject.bring_up("wg0", **wanted))
+    assert [verb for _, verb, _ in kernel.calls[calls:]] == ["get"]
+    for changed in ({"mtu": 1280}, {"group": 0}, {"txqlen": 1}, {"up": False}):
+        kernel.links["wg0"] |= changed
+        assert run(subject.bring_up("wg0", **wanted))
+
+
+def test_the_networks_of_other_interfaces(kernel: Kernel, subject: Netlink) -> None:
+    for number, name in enumerate(("lo", "eth0", "wg0"), start=1):
+        kernel.add_link(name)
+        kernel.addresses.append((number, f"10.{number}.0.1/16"))
+    assert run(subject.networks(besides=("lo", "wg0"))) == [("eth0", ip_interface("10.2.0.1/16"))]
+
+
 def test_an_interface_that_is_gone_needs_no_undo(kernel: Kernel) -> None:
     undo(Undo("link_state", "gone", "down"))
-    undo(Undo("ipv4_forwarding", "wgv-gone", False))
+    undo(Undo("ipv4_forwarding", "wgv-gone", "0/1"))
     assert kernel.calls == [("link", "set", {"ifname": "gone", "state": "down"})]
 
 
 def test_addresses_become_exactly_these(kernel: Kernel, subject: Netlink) -> None:
     kernel.add_link("wg0")
     kernel.addresses = [(1, "fe80::1/64")]
-    run(subject.set_addresses("wg0", [ip_interface("10.73.0.2/24"), ip_interface("fd73::2/64")]))
+    assert run(subject.set_addresses("wg0", [ip_interface("10.73.0.2/24"), ip_interface("fd73::2/64")]))
     assert kernel.addresses == [(1, "fe80::1/64"), (1, "10.73.0.2/24"), (1, "fd73::2/64")]
     assert [options.get("flags") for kind, _, options in kernel.calls if kind == "addr"] == [None, 2]
     kernel.calls.clear()
-    run(subject.set_addresses("wg0", [ip_interface("10.73.0.2/24"), ip_interface("fd73::2/64")]))
+    assert not run(subject.set_addresses("wg0", [ip_interface("10.73.0.2/24"), ip_interface("fd73::2/64")]))
     assert not [call for call in kernel.calls if call[0] == "addr"]
 
 
@@ -245,6 +276,15 @@ def test_routes_become_exactly_these(kernel: Kernel, subject: Netlink) -> None:
     assert [route["dst"] for route in kernel.routes] == ["10.9.0.0/16"]
 
 
+def test_a_new_gateway_takes_the_old_one_s_place(kernel: Kernel, subject: Netlink) -> None:
+    kernel.add_link("wg0")
+    everything = ip_network("0.0.0.0/0")
+    assert run(subject.set_routes("wg0", [Route(everything, ip_address("10.73.0.1"))]))
+    assert run(subject.set_routes("wg0", [Route(everything, ip_address("10.73.0.9"))]))
+    assert [(r["dst"], r["gateway"]) for r in kernel.routes] == [("0.0.0.0/0", "10.73.0.9")]
+    assert not run(subject.set_routes("wg0", [Route(everything, ip_address("10.73.0.9"))]))
+
+
 def test_a_route_in_the_way(kernel: Kernel, subject: Netlink) -> None:
     kernel.add_link("wg0")
     kernel.routes = [{"dst": "0.0.0.0/0", "family": socket.AF_INET, "oif": 9}]
@@ -255,7 +295,7 @@ def test_a_route_in_the_way(kernel: Kernel, subject: Netlink) -> None:
 
 
 class FakeChannel:
-    """A `RawNetlink` that only remembers."""
+    """A `RawNetlink` that only records."""
 
     changes: list[tuple[int, bytes]]
     refuses = False
@@ -282,31 +322,76 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> type[FakeChannel]:
     return FakeChannel
 
 
-def test_ipv4_forwarding_by_one_message(
-    kernel: Kernel, subject: Netlink, recorded: list[Undo], channel: type[FakeChannel], monkeypatch: pytest.MonkeyPatch
+def switches(subject: Netlink, **uplinks: str) -> tuple[Fact, ...]:
+    return cast("tuple[Fact, ...]", run(subject.forwarding_switches({int(v[1]): name for v, name in uplinks.items()})))
+
+
+# struct ifinfomsg with index 1, then AF_SPEC(26) { AF_INET(2) { INET_CONF(1) { FORWARDING(1) = 1 } } }
+ETH0_ON = bytes(4) + b"\1\0\0\0" + bytes(8) + bytes.fromhex("14001a00 10000200 0c000100 08000100 01000000")
+WG0_ON = ETH0_ON.replace(b"\1\0\0\0" + bytes(8), b"\2\0\0\0" + bytes(8), 1)
+
+
+@pytest.fixture
+def links(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel.add_link("eth0")
+    kernel.add_link("wg0")
+    monkeypatch.setattr("wgvsock.system.netlink.socket.if_nametoindex", lambda name: kernel.links[name]["index"])
+    return kernel
+
+
+def test_ipv4_forwarding_by_one_message_an_interface(
+    links: Kernel, subject: Netlink, recorded: list[Undo], channel: type[FakeChannel]
 ) -> None:
-    kernel.add_link("eth0")
-    assert run(subject.enable_ipv4_forwarding("eth0")) is False
-    # struct ifinfomsg with index 1, then AF_SPEC(26) { AF_INET(2) { INET_CONF(1) { FORWARDING(1) = 1 } } }
-    expected = bytes(4) + b"\1\0\0\0" + bytes(8) + bytes.fromhex("14001a00 10000200 0c000100 08000100 01000000")
-    assert channel.changes == [(19, expected)]
-    assert recorded == [Undo("ipv4_forwarding", "eth0", False)]
-    monkeypatch.setattr("wgvsock.system.netlink.socket.if_nametoindex", lambda name: 1)
-    undo(recorded[0])
-    assert channel.changes[-1] == (19, expected[:-4] + bytes(4))
+    needed = switches(subject, v4="eth0")
+    assert needed == (Fact("ipv4_forwarding", "eth0", "0/0"),)
+    assert run(subject.enable_forwarding("wg0", needed))
+    assert channel.changes == [(19, WG0_ON), (19, ETH0_ON)]
+    assert recorded == [Undo("ipv4_forwarding", "eth0", "0/0")]
+    undo(Undo("ipv4_forwarding", "eth0", "0/1"))
+    assert channel.changes[-1] == (19, ETH0_ON[:-4] + bytes(4))
 
 
-def test_forwarding_that_was_on_before(kernel: Kernel, subject: Netlink, channel: type[FakeChannel]) -> None:
-    kernel.add_link("eth0", forwarding=1)
-    assert run(subject.enable_ipv4_forwarding("eth0")) is True
+def test_forwarding_that_is_on_is_left_alone(links: Kernel, subject: Netlink, channel: type[FakeChannel]) -> None:
+    for name in links.links:
+        links.links[name]["forwarding"] = 1
+    assert not run(subject.enable_forwarding("wg0", switches(subject, v4="eth0")))
+    assert channel.changes == []
+    links.links["wg0"]["forwarding"] = 0
+    assert run(subject.enable_forwarding("wg0", switches(subject, v4="eth0")))
+    assert channel.changes == [(19, WG0_ON)]
 
 
-def test_forwarding_without_the_capability(kernel: Kernel, subject: Netlink, channel: type[FakeChannel]) -> None:
-    kernel.add_link("eth0")
+@pytest.mark.parametrize(
+    "case",
+    [("0/0", "0", True), ("0/0", "1", False), ("0/1", "1", True), ("1/1", "1", True)],
+)
+def test_a_switch_that_somebody_else_needs_by_now_is_not_taken_back(
+    links: Kernel,
+    channel: type[FakeChannel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    case: tuple[str, str, bool],
+) -> None:
+    """Docker, started later, made the machine a router, and routes its containers' packets through eth0."""
+    before, now, set_back = case
+    machine = tmp_path / "machine"
+    machine.write_text(now)
+    monkeypatch.setattr(netlink, "_IPV4_FORWARD", machine)
+    undo(Undo("ipv4_forwarding", "eth0", before))
+    assert bool(channel.changes) is set_back
+
+
+def test_forwarding_without_the_capability(links: Kernel, subject: Netlink, channel: type[FakeChannel]) -> None:
     channel.refuses = True
     with pytest.raises(NetlinkSetupError) as caught:
-        run(subject.enable_ipv4_forwarding("eth0"))
+        run(subject.enable_forwarding("wg0", switches(subject, v4="eth0")))
     assert "NET_ADMIN" in caught.value.fix
+
+
+def test_whether_the_machine_is_a_router(subject: Netlink, tmp_path: Path) -> None:
+    assert not subject.forwards_ipv4()
+    (tmp_path / "ip_forward").write_text("1\n")
+    assert subject.forwards_ipv4()
 
 
 def ipv6_conf(root: Path, forwarding: str, accept_ra: str) -> tuple[Path, Path]:
@@ -319,8 +404,11 @@ def ipv6_conf(root: Path, forwarding: str, accept_ra: str) -> tuple[Path, Path]:
 
 def test_ipv6_forwarding_keeps_router_advertisements(subject: Netlink, recorded: list[Undo], tmp_path: Path) -> None:
     forwarding, accept_ra = ipv6_conf(tmp_path, "0", "1")
-    assert subject.enable_ipv6_forwarding("eth0") is False
+    needed = switches(subject, v6="eth0")
+    assert [switch.value for switch in needed] == ["1", "0"]
+    assert run(subject.enable_forwarding("wg0", needed))
     assert (forwarding.read_text()[0], accept_ra.read_text()[0]) == ("1", "2")
+    assert not run(subject.enable_forwarding("wg0", needed))
     for entry in reversed(recorded):
         undo(entry)
     assert (forwarding.read_text()[0], accept_ra.read_text()[0]) == ("0", "1")
@@ -328,7 +416,7 @@ def test_ipv6_forwarding_keeps_router_advertisements(subject: Netlink, recorded:
 
 def test_ipv6_forwarding_that_was_on_before(subject: Netlink, tmp_path: Path) -> None:
     _, accept_ra = ipv6_conf(tmp_path, "1", "0")
-    assert subject.enable_ipv6_forwarding("eth0") is True
+    assert not run(subject.enable_forwarding("wg0", switches(subject, v6="eth0")))
     assert accept_ra.read_text()[0] == "0"
 
 
@@ -340,16 +428,19 @@ def test_ipv6_forwarding_with_a_read_only_proc(
     def refuse(path: Path, value: str) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(netlink, "_set_sysctl", refuse)
+    monkeypatch.setattr("wgvsock.system.ipv6.write", refuse)
+    monkeypatch.setattr("wgvsock.system.ipv6.os.access", lambda _path, mode: mode != os.W_OK)
+    assert subject.barred_switches("eth0") == ("net.ipv6.conf.all.forwarding",)
+    assert not subject.has_ipv6("eth0")
     with pytest.raises(NetlinkSetupError) as caught:
-        subject.enable_ipv6_forwarding("eth0")
+        run(subject.enable_forwarding("wg0", switches(subject, v6="eth0")))
     assert caught.value.why == "Read-only file system"
     assert "net.ipv6.conf.all.forwarding=1" in caught.value.fix
 
 
 def test_no_ipv6_in_the_kernel(subject: Netlink) -> None:
     with pytest.raises(NetlinkSetupError, match="cannot read"):
-        subject.enable_ipv6_forwarding("eth0")
+        switches(subject, v6="eth0")
 
 
 def test_a_sysctl_that_is_gone_needs_no_undo(tmp_path: Path) -> None:
@@ -371,5 +462,23 @@ def test_another_error_while_undoing_is_told(kernel: Kernel, monkeypatch: pytest
         raise NetlinkError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(kernel, "link", refuse)
-    with pytest.raises(NetlinkSetupError, match="cannot set eth0 down"):
+    with pytest.raises(NetlinkSetupError, match="cannot set the link eth0 down"):
         undo(Undo("link_state", "eth0", "down"))
+
+
+def test_ipv6_that_is_switched_off_has_a_remedy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel()
+    kernel.add_link("wg0")
+    add = kernel.addr
+
+    async def refuse(verb: str, **options: Any) -> Any:
+        if verb == "add" and ":" in options["address"]:
+            raise NetlinkError(errno.EACCES, "Permission denied")
+        return await add(verb, **options)
+
+    monkeypatch.setattr(kernel, "addr", refuse)
+    subject = Netlink(kernel, lambda undo: undo)
+    asyncio.run(subject.set_addresses("wg0", [ip_interface("10.73.0.1/24")]))
+    with pytest.raises(NetlinkSetupError, match="disable_ipv6") as refused:
+        asyncio.run(subject.set_addresses("wg0", [ip_interface("10.73.0.1/24"), ip_interface("fd73::1/64")]))
+    assert refused.value.fix.startswith("set net.ipv6.conf.all.disable_ipv6")

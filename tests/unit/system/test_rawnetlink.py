@@ -76,13 +76,13 @@ def test_an_unknown_errno(kernel: type[FakeNetlinkSocket]) -> None:
 def test_a_dump_ends_with_done(kernel: type[FakeNetlinkSocket]) -> None:
     kernel.answers = [[message(16, b"one") + message(16, b"more"), message(16, b"3"), DONE]]
     with RawNetlink(12) as channel:
-        assert channel.dump(1, b"") == [b"one", b"more", b"3"]
+        assert list(channel.dump(1, b"")) == [b"one", b"more", b"3"]
 
 
 def test_a_dump_that_is_refused(kernel: type[FakeNetlinkSocket]) -> None:
     kernel.answers = [[message(2, struct.pack("=i", -errno.ENOENT))]]
     with RawNetlink(12) as channel, pytest.raises(FileNotFoundError):
-        channel.dump(1, b"")
+        list(channel.dump(1, b""))
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=20))))

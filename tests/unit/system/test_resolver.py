@@ -1,19 +1,20 @@
-"""resolv.conf: read, written in every kind of place, put back."""
+"""resolv.conf: read, written in every kind of place, restored."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import json
+import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wgvsock.runtime.journal import Undo
 from wgvsock.system import resolver
 from wgvsock.system.errors import ResolverError
-from wgvsock.system.journal import Undo
 from wgvsock.system.resolver import ResolverSettings
 
 SETTINGS = ResolverSettings((ip_address("10.96.0.10"), ip_address("fd00::10")), ("a.b", "b"), ("ndots:5",))
@@ -56,6 +57,24 @@ def test_parse() -> None:
     )
 
 
+def test_search_domains_lose_the_root_s_dot() -> None:
+    assert resolver.parse("search corp.example.com. . team_a.example.com\n").search == (
+        "corp.example.com",
+        "team_a.example.com",
+    )
+
+
+def test_behind_the_stub_of_systemd_resolved_are_the_servers_that_it_asks(path: Path, tmp_path: Path) -> None:
+    resolved = tmp_path / "resolved.conf"
+    stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch stub\n"
+    path.write_text(stub)
+    assert resolver.read(str(path), str(resolved)) == resolver.parse(stub)  # a container: the stub is not its own
+    resolved.write_text("nameserver 10.0.0.2\nsearch corp.example.com\n")
+    assert resolver.read(str(path), str(resolved)) == ResolverSettings((ip_address("10.0.0.2"),), ("corp.example.com",))
+    path.write_text(stub + "nameserver 10.0.0.3\n")  # somebody named another one, too
+    assert resolver.read(str(path), str(resolved)).servers[1:] == (ip_address("10.0.0.3"),)
+
+
 def test_what_is_written_reads_back_the_same() -> None:
     assert resolver.parse(resolver.render(SETTINGS)) == SETTINGS
     assert resolver.parse(resolver.render(ResolverSettings())) == ResolverSettings()
@@ -67,11 +86,36 @@ def test_read(path: Path) -> None:
     assert resolver.read(str(path)) == SETTINGS
 
 
+def test_of_a_huge_file_whole_lines_are_read(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for size in range(40):
+        path.write_text("nameserver 10.0.0.1\n" + "#" * (65_480 + size) + "\nnameserver 10.0.0.123\n" * 10_000)
+        assert set(map(str, resolver.read(str(path)).servers)) <= {"10.0.0.1", "10.0.0.123"}
+    assert caplog.messages[0] == f"{path} is too long: only its first 65536 bytes are read"
+
+
+def test_a_huge_file_is_not_replaced(path: Path) -> None:
+    path.write_text("#" * 65_537)
+    with pytest.raises(ResolverError, match="more than 65536 bytes") as caught:
+        install(path)
+    assert "resolv_conf" in caught.value.fix
+    assert path.read_text() == "#" * 65_537
+
+
 def test_a_file_that_cannot_be_read(path: Path) -> None:
     path.mkdir()
     with pytest.raises(ResolverError) as caught:
         resolver.read(str(path))
-    assert caught.value.why == "Is a directory"
+    assert caught.value.why == "it is not a regular file"
+
+
+def test_a_fifo_keeps_nobody_waiting(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(ResolverError) as caught:
+        resolver.read(str(path))
+    assert caught.value.why == "it is not a regular file"
+    with pytest.raises(ResolverError) as caught:
+        install(path)
+    assert caught.value.why == "it is not a regular file"
 
 
 def test_a_file_is_replaced_and_put_back(path: Path) -> None:
@@ -128,5 +172,5 @@ def test_a_place_that_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ResolverError) as caught:
         install(path)
     assert caught.value.why == "No space left on device"
-    with pytest.raises(ResolverError, match="cannot put"):
+    with pytest.raises(ResolverError, match="cannot restore"):
         put_back(Undo("resolv_conf", str(path), {"text": "x"}))

@@ -1,0 +1,1 @@
+"""Our packet filter: tool-independent rules (`rules`), rendered (`nft`, `iptables`), applied and checked (`apply`)."""
