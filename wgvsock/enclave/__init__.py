@@ -1,1 +1,1 @@
-"""The enclave's agent: answers the relay, keeps the tunnel and runs the application."""
+"""The enclave's agent: answers the relay, maintains the tunnel and runs the application."""

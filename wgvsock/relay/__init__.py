@@ -1,1 +1,1 @@
-"""The relay: attests and provisions its enclave, carries its packets, and opens the way to the world."""
+"""The relay: attests and provisions enclaves, and forwards their packets to the network."""

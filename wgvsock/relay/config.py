@@ -1,310 +1,100 @@
-"""``relay.toml``: what the operator tells the relay, and what follows from it for the parts that carry it out."""
+"""``relay.toml``: the relay, the enclaves that it serves, and the complete settings of each enclave.
+
+Most relays have one enclave, in the short form ``[enclave]`` and ``[launch]``. A relay with several has
+``[[enclaves]]``. Then ``[attestation]``, ``[dns]``, ``[egress]``, ``[provisioning]``, ``[interface]``, ``[nat]``,
+``[uplink]`` and ``[application]`` apply to all of them. Both forms result in one `EnclaveSpec` per enclave, and no
+other module depends on which form was used.
+"""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from ipaddress import ip_interface
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 from wgvsock import settings
-from wgvsock.addresses import (
-    VMADDR_CID_ANY,
-    WIREGUARD_PORT,
-    Cid,
-    StreamAddress,
-    TcpAddress,
-    UnixAddress,
-    VsockAddress,
-)
-from wgvsock.attestation.policy import AWS_NITRO_ROOT_G1, Expectations, PcrSet, Policy, check_roots
+from wgvsock.addresses import IpInterface, IpNetwork, StreamAddress, UnixAddress
+from wgvsock.egress.settings import EgressSettings
 from wgvsock.errors import ConfigurationError
-from wgvsock.provisioning.capabilities import FRAMING_NATIVE, PROFILE_GSO, PROFILE_PLAIN
-from wgvsock.relay.launcher import LaunchSettings
-from wgvsock.settings import (
-    Between,
-    IpAddress,
-    IpInterface,
-    IpNetwork,
-    check_interface_name,
-    check_service_name,
-    next_port,
+from wgvsock.relay.application_settings import ApplicationSettings
+from wgvsock.relay.judgements import AUDIT_TO_STDOUT
+from wgvsock.relay.links import MAX_LINKS, free_place, numbered
+from wgvsock.relay.sections import (
+    FIXED,
+    WHEREVER_LAUNCHED,
+    AttestationSettings,
+    DnsSettings,
+    EnclaveSettings,
+    HealthSettings,
+    InterfaceSettings,
+    LaunchSettings,
+    NatSettings,
+    ProvisioningSettings,
+    PublishSettings,
+    check_addresses,
+    fixed_difference,
 )
-from wgvsock.system.nitro_cli import EnclaveInfo
+from wgvsock.relay.spec import ONLY, EnclaveSpec, check_health, check_neighbours
+from wgvsock.relay.uplink_settings import UplinkSettings
+from wgvsock.runtime.directory import RUNTIME_DIRECTORY, control_socket_path
+from wgvsock.settings import ConflictingSettingsError, KeyPath, check_interface_name, check_service_name
 
 DEFAULT_PATH: Final = "/etc/wgvsock/relay.toml"
 
-Seconds = Annotated[float, Between(0, 604_800)]
-PortNumber = Annotated[int, Between(1, 65535)]
-ProfileName = Literal["gso", "plain"]
-
-_WHEREVER_LAUNCHED: Final = VsockAddress(VMADDR_CID_ANY, WIREGUARD_PORT)
-_CAPABILITY: Final = {"gso": PROFILE_GSO, "plain": PROFILE_PLAIN}
-_PCR_KEYS: Final = (0, 1, 2, 3, 4, 8)
+MAX_ENCLAVES: Final = MAX_LINKS // 2
+"""Half of the links, because during a replacement each enclave has a successor beside it."""
 
 
 @dataclass(frozen=True, slots=True)
-class EnclaveSettings:
-    """``[enclave]``: where the enclave is and what it is given.
+class EnclaveEntry:
+    """``[[enclaves]]``: one of several enclaves. Omitted settings have the same defaults as those of a single enclave.
 
     Attributes:
-        address: Its WireGuard stream; by default, with ``[launch]``, the launched enclave's CID and port 51820.
-        provisioning_address: Its provisioning port; by default the next port.
-        addresses: What it gets on wg0.
-        routes: What it sends to the relay; by default everything of each family that the uplink has a route for.
+        name: Label in status and metrics, and part of the names of its filter rules.
+        address: As ``enclave.address``.
+        provisioning_address: As ``enclave.provisioning_address``.
+        addresses: As ``enclave.addresses``.
+        relay_addresses: As ``interface.addresses``, for the relay's end of this tunnel.
+        routes: As ``enclave.routes``.
+        interface: Name of its TUN interface; by default ``wg`` and the lowest free number.
+        signing_key_file: As ``provisioning.signing_key_file``, whose value is the default.
+        launch: As ``[launch]``.
+        attestation: As ``[attestation]``, whose table is the default.
+        dns: As ``[dns]``, whose table is the default.
+        egress: As ``[egress]``, whose table is the default.
+        publish: As ``[[nat.publish]]``.
+        application: As ``[application]``, whose table is the default.
     """
 
-    address: StreamAddress = _WHEREVER_LAUNCHED
+    name: str
+    address: StreamAddress = field(default=WHEREVER_LAUNCHED, metadata=FIXED)
     provisioning_address: StreamAddress | None = None
-    addresses: tuple[IpInterface, ...] = (ip_interface("10.73.0.2/24"), ip_interface("fd73::2/64"))
+    addresses: tuple[IpInterface, ...] = ()
+    relay_addresses: tuple[IpInterface, ...] = ()
     routes: tuple[IpNetwork, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.addresses) <= 4:
-            raise ConfigurationError(
-                'cannot use "addresses"',
-                why="an enclave has one to four",
-                fix='leave it out, or write ["10.73.0.2/24"]',
-            )
-        self.provisioning()
-
-    def provisioning(self) -> StreamAddress:
-        """The provisioning port's address.
-
-        Raises:
-            ConfigurationError: It does not follow from the WireGuard address.
-        """
-        if self.provisioning_address is not None:
-            return self.provisioning_address
-        return next_port(self.address, "provisioning_address")
-
-    @property
-    def cid(self) -> Cid | None:
-        """The enclave's CID, where the address says it."""
-        if isinstance(self.address, VsockAddress) and self.address.cid != VMADDR_CID_ANY:
-            return self.address.cid
-        return None
-
-    @property
-    def waits_for_cid(self) -> bool:
-        """Whether the address is that of an enclave which has yet to be launched."""
-        return isinstance(self.address, VsockAddress) and self.address.cid == VMADDR_CID_ANY
-
-    def launched(self, cid: Cid) -> EnclaveSettings:
-        """The same with the launched enclave's CID where that was left open."""
-        return replace(
-            self, address=_with_cid(self.address, cid), provisioning_address=_with_cid(self.provisioning(), cid)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class InterfaceSettings:
-    """``[interface]``: the relay's end of the tunnel.
-
-    Attributes:
-        name: Of the TUN interface.
-        addresses: The relay's addresses, gateways of the enclave.
-        mtu: Bytes, on both sides; by default the uplink's.
-        queue_length: Packets that wait in the interface.
-        persistent_keepalive: Seconds, on both sides; 0 is off.
-        profiles: Forms of transport data to agree on, best first.
-    """
-
-    name: str = "wg0"
-    addresses: tuple[IpInterface, ...] = (ip_interface("10.73.0.1/24"), ip_interface("fd73::1/64"))
-    mtu: Annotated[int, Between(1280, 65535)] | None = None
-    queue_length: Annotated[int, Between(1, 100_000)] = 500
-    persistent_keepalive: Annotated[int, Between(0, 65535)] = 25
-    profiles: tuple[ProfileName, ...] = ("gso", "plain")
-
-    def __post_init__(self) -> None:
-        check_interface_name(self.name)
-        if not self.profiles:
-            raise ConfigurationError('cannot use "profiles"', why="it is empty", fix='write ["gso", "plain"]')
-
-    def capabilities(self) -> tuple[str, ...]:
-        """What is offered in provisioning, best first."""
-        return (FRAMING_NATIVE, *(_CAPABILITY[profile] for profile in self.profiles))
-
-
-@dataclass(frozen=True, slots=True)
-class DnsSettings:
-    """``[dns]``: the enclave's resolver; what is left out is copied from the relay's own resolv.conf."""
-
-    servers: tuple[IpAddress, ...] | None = None
-    search: tuple[str, ...] | None = None
-    options: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PcrSetSettings:
-    """``[[attestation.pcr_sets]]``: one complete set of measurements, 96 hexadecimal digits each."""
-
-    pcr0: str
-    pcr1: str
-    pcr2: str
-    pcr3: str | None = None
-    pcr4: str | None = None
-    pcr8: str | None = None
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        self.pcr_set()
-
-    def pcr_set(self) -> PcrSet:
-        """As the verifier knows it.
-
-        Raises:
-            ConfigurationError: A value is no SHA-384 digest.
-        """
-        values = {index: getattr(self, f"pcr{index}") for index in _PCR_KEYS}
-        given = {index: from_hex(text, f"pcr{index}", 48) for index, text in values.items() if text is not None}
-        return PcrSet(given, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class AttestationSettings:
-    """``[attestation]``: which enclaves are accepted.
-
-    Attributes:
-        pcr_sets: A document has to match one of them completely.
-        root_sha256: Fingerprints of accepted root certificates; by default AWS's G1 alone.
-        allow_debug: Accept enclaves in debug mode, which are not measured.
-        max_age: Seconds that a document may be old.
-        max_future: Seconds that it may be ahead of our clock.
-        key_pcr: PCR that commits to the enclave's WireGuard key; -1 is off.
-        module_id: The only instance to accept.
-        instance_id: The parent instance that PCR4 has to measure.
-        role_arn: The parent's IAM role that PCR3 has to measure.
-    """
-
-    pcr_sets: tuple[PcrSetSettings, ...]
-    root_sha256: tuple[str, ...] = (AWS_NITRO_ROOT_G1.hex(),)
-    allow_debug: bool = False
-    max_age: Seconds = 120.0
-    max_future: Seconds = 30.0
-    key_pcr: Annotated[int, Between(-1, 31)] = 16
-    module_id: str | None = None
-    instance_id: str | None = None
-    role_arn: str | None = None
-
-    def __post_init__(self) -> None:
-        self.policy()
-        self.expectations()
-
-    @property
-    def has_foreign_root(self) -> bool:
-        """Whether a root other than AWS's G1 is accepted."""
-        return any(bytes.fromhex(root) != AWS_NITRO_ROOT_G1 for root in self.root_sha256)
-
-    @property
-    def has_placeholder(self) -> bool:
-        """Whether a PCR set is the zeros of ``wgvsock config init``, which match no enclave but one in debug mode."""
-        return any(not any(value) for entry in self.pcr_sets for value in entry.pcr_set().values.values())
-
-    def policy(self) -> Policy:
-        """As the verifier knows it.
-
-        Raises:
-            ConfigurationError: No PCR set, or a fingerprint is none.
-        """
-        roots = tuple(from_hex(root, "root_sha256", 32) for root in self.root_sha256)
-        check_roots(roots)
-        return Policy(
-            pcr_sets=tuple(entry.pcr_set() for entry in self.pcr_sets),
-            accepted_roots=roots,
-            max_age=timedelta(seconds=self.max_age),
-            max_future=timedelta(seconds=self.max_future),
-            allow_debug=self.allow_debug,
-        )
-
-    def expectations(self) -> Expectations:
-        """What is known of the one enclave; the exchange fills the binding in.
-
-        Raises:
-            ConfigurationError: The module_id has another form.
-        """
-        return Expectations(
-            user_data=b"",
-            enclave_id=self.module_id,
-            instance_id=self.instance_id,
-            role_arn=self.role_arn,
-            wireguard_key_pcr=None if self.key_pcr < 0 else self.key_pcr,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ProvisioningSettings:
-    """``[provisioning]``: how the enclave is asked, and when again. All times in seconds.
-
-    Attributes:
-        signing_key_file: Ed25519 seed in base64, the relay pin's private half; by default a key of our own is made once
-            and kept in the runtime directory.
-        reattest_every: Period of re-attestation.
-        reattest_after_loss: A stream that was gone for longer is trusted again only after attestation.
-        grace: How long a tunnel lives on while a re-attestation that is due cannot be carried out.
-        exchange_timeout: For a whole exchange.
-        handshake_timeout: For the WireGuard handshake that follows it.
-    """
-
-    signing_key_file: str | None = None
-    reattest_every: Annotated[float, Between(10, 604_800)] = 3600.0
-    reattest_after_loss: Annotated[float, Between(0.5, 3600)] = 3.0
-    grace: Annotated[float, Between(1, 86_400)] = 60.0
-    exchange_timeout: Annotated[float, Between(0.5, 3600)] = 10.0
-    handshake_timeout: Annotated[float, Between(0.5, 3600)] = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class PublishSettings:
-    """``[[nat.publish]]``: a port of the uplink that leads to the enclave; `enclave_port` is the same by default."""
-
-    protocol: Literal["tcp", "udp"]
-    port: PortNumber
-    enclave_port: PortNumber | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NatSettings:
-    """``[nat]``: the way to the world and back.
-
-    Attributes:
-        uplink: Interface that leads to the world; by default the default route's.
-        masquerade: Hide the enclave behind the uplink's address.
-        allow_link_local: Link-local and metadata addresses that the enclave may reach all the same.
-        allow_relay: The enclave may open connections to the relay's own machine: other containers of its pod.
-        publish: Ports.
-    """
-
-    uplink: str | None = None
-    masquerade: bool = True
-    allow_link_local: tuple[IpNetwork, ...] = ()
-    allow_relay: bool = False
+    interface: str | None = field(default=None, metadata=FIXED)
+    signing_key_file: str | None = field(default=None, metadata=FIXED)
+    launch: LaunchSettings | None = None
+    attestation: AttestationSettings | None = None
+    dns: DnsSettings | None = None
+    egress: EgressSettings | None = None
     publish: tuple[PublishSettings, ...] = ()
+    application: ApplicationSettings | None = None
 
     def __post_init__(self) -> None:
-        if self.uplink is not None:
-            check_interface_name(self.uplink)
-        ports = [(entry.protocol, entry.port) for entry in self.publish]
-        for protocol, port in ports:
-            if ports.count((protocol, port)) > 1:
-                raise ConfigurationError(
-                    f"cannot publish {protocol} port {port}", why="it occurs twice", fix="remove one of the two"
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class HealthSettings:
-    """``[health]``: where probes and metrics are served, beside the control socket."""
-
-    listen: StreamAddress | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.listen, TcpAddress | UnixAddress | None):
-            raise ConfigurationError(
-                'cannot use "listen"', why="it is neither tcp: nor unix:", fix='write "tcp:0.0.0.0:9808"'
+        check_service_name(self.name)
+        if self.name == ONLY:
+            raise ConflictingSettingsError(
+                f'no enclave can be named "{ONLY}"',
+                key=("name",),
+                why="a single enclave has this name",
+                fix="choose another",
             )
+        check_addresses(self.addresses)
+        if self.interface is not None:
+            check_interface_name(self.interface)
+        NatSettings(publish=self.publish)  # checks the ports
+        EnclaveSettings(self.address, self.provisioning_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,97 +102,173 @@ class RelayConfig:
     """The whole file.
 
     Attributes:
-        launch: The enclave is launched by the relay; without this table one that runs is attached to.
-        name: Names state journal, signing key and control socket in `runtime_directory`.
-        runtime_directory: For this process's state; emptied by a boot.
+        attestation: Which enclaves are accepted. It is the default for ``[[enclaves]]`` without such a table.
+        launch: How the relay launches the enclave. Without this table, it attaches to a running one.
+        enclaves: Several enclaves, in place of ``[enclave]`` and ``[launch]``.
+        name: Part of the names of the state journal, the signing key and the control socket in `runtime_directory`.
+        runtime_directory: Directory of the relay's state; a reboot empties it.
         log_level: Lowest level to log.
+        audit: Where to write one JSON line for each attestation document that was judged: the absolute path of a file,
+            or ``stdout``.
     """
 
-    attestation: AttestationSettings
+    attestation: AttestationSettings | None = None
     enclave: EnclaveSettings = field(default_factory=EnclaveSettings)
     launch: LaunchSettings | None = None
-    name: str = "relay"
-    runtime_directory: str = "/run/wgvsock"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    enclaves: tuple[EnclaveEntry, ...] = ()
+    name: str = field(default="relay", metadata=FIXED)
+    runtime_directory: str = field(default=RUNTIME_DIRECTORY, metadata=FIXED)
+    log_level: Literal["debug", "info", "warning", "error"] = field(default="info", metadata=FIXED)
+    audit: str | None = field(default=None, metadata=FIXED)
     interface: InterfaceSettings = field(default_factory=InterfaceSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
+    egress: EgressSettings = field(default_factory=EgressSettings)
     provisioning: ProvisioningSettings = field(default_factory=ProvisioningSettings)
     nat: NatSettings = field(default_factory=NatSettings)
+    uplink: UplinkSettings = field(default_factory=UplinkSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
+    application: ApplicationSettings = field(default_factory=ApplicationSettings)
 
     def __post_init__(self) -> None:
         check_service_name(self.name)
-        if self.launch is None and self.enclave.waits_for_cid:
-            raise ConfigurationError(
-                "no enclave is named",
-                why='"enclave.address" is missing, and so is the table "launch"',
-                fix='write enclave.address = "vsock:16:51820" to attach to a running enclave, or launch.image',
-            )
-        if self.interface.name == self.nat.uplink:
-            raise ConfigurationError(
-                "the tunnel cannot be its own uplink", why=f"both are {self.nat.uplink}", fix='change "nat.uplink"'
-            )
+        _check_audit(self.audit)
+        if self.enclaves:
+            self._check_list()
+        self._check_ends(self.interface.addresses, self.enclave.addresses, ())
+        for position, entry in enumerate(self.enclaves):
+            self._check_ends(entry.relay_addresses, entry.addresses, ("enclaves", position))
+        specs = self.specs()
+        for position, spec in enumerate(specs):
+            where: KeyPath = ("enclaves", position) if self.enclaves else ()
+            spec.check(where)
+            check_health(self.health, self.control_socket(), spec, where)
+            for other in specs[:position]:
+                check_neighbours(other, spec, where)
 
-    def launched(self, enclave: EnclaveInfo) -> RelayConfig:
-        """The same for an enclave that was launched: its CID where that was left open, and no other module_id."""
-        return replace(
-            self,
-            enclave=self.enclave.launched(enclave.cid),
-            attestation=replace(self.attestation, module_id=enclave.enclave_id),
-        )
+    def control_socket(self) -> UnixAddress:
+        """The address of the control socket, which ``wgvsock status`` connects to."""
+        return UnixAddress(control_socket_path(self.runtime_directory, self.name))
+
+    def specs(self, held: Mapping[str, int] | None = None) -> tuple[EnclaveSpec, ...]:
+        """The settings of each enclave, in the order of the file.
+
+        Args:
+            held: The places of enclaves that are already served, by name. They keep their places.
+
+        Raises:
+            ConfigurationError: An enclave has no attestation policy.
+        """
+        places = dict(held or {})
+        if not self.enclaves:
+            return (self._only(places.get(ONLY, 0)),)
+        named = {numbered(entry.interface) for entry in self.enclaves}
+        taken = set(places.values()) | {number for number in named if number is not None}
+        for entry in self.enclaves:
+            if entry.name not in places:
+                places[entry.name] = free_place(taken)
+                taken.add(places[entry.name])
+        return tuple(self._spec(entry, places[entry.name]) for entry in self.enclaves)
 
     def restart_needed_for(self, other: RelayConfig) -> str | None:
-        """The first setting that differs and cannot be changed while the relay runs; None: all can."""
-        return next((key for key in _FIXED if _lookup(self, key) != _lookup(other, key)), None)
+        """The first setting of the whole relay that differs and needs a restart, or None."""
+        return fixed_difference(self, other)
+
+    def _only(self, place: int) -> EnclaveSpec:
+        return EnclaveSpec(
+            name=ONLY,
+            relay=self.name,
+            runtime_directory=self.runtime_directory,
+            place=place,
+            attestation=_policy(self.attestation, ()),
+            enclave=self.enclave,
+            launch=self.launch,
+            interface=self.interface,
+            dns=self.dns,
+            egress=self.egress,
+            provisioning=self.provisioning,
+            nat=self.nat,
+            application=self.application,
+            uplink=self.uplink,
+        ).linked()
+
+    def _spec(self, entry: EnclaveEntry, place: int) -> EnclaveSpec:
+        signing_key_file = entry.signing_key_file or self.provisioning.signing_key_file
+        return EnclaveSpec(
+            name=entry.name,
+            relay=self.name,
+            runtime_directory=self.runtime_directory,
+            place=place,
+            attestation=_policy(entry.attestation or self.attestation, ("enclaves", self.enclaves.index(entry))),
+            enclave=EnclaveSettings(entry.address, entry.provisioning_address, entry.addresses, entry.routes),
+            launch=entry.launch,
+            interface=replace(self.interface, name=entry.interface or f"wg{place}", addresses=entry.relay_addresses),
+            dns=entry.dns or self.dns,
+            egress=entry.egress or self.egress,
+            provisioning=replace(self.provisioning, signing_key_file=signing_key_file),
+            nat=replace(self.nat, publish=entry.publish),
+            application=entry.application or self.application,
+            uplink=self.uplink,
+        ).linked()
+
+    def _check_list(self) -> None:
+        if len(self.enclaves) > MAX_ENCLAVES:
+            raise ConfigurationError(
+                "a relay cannot serve so many enclaves",
+                why=f"there are {len(self.enclaves)}, and the limit is {MAX_ENCLAVES}",
+                fix="start a second relay with another name",
+            )
+        short_form = {
+            ("enclave",): self.enclave != EnclaveSettings(),
+            ("launch",): self.launch is not None,
+            ("nat", "publish"): bool(self.nat.publish),
+            ("interface", "addresses"): bool(self.interface.addresses),
+            ("interface", "name"): self.interface.name != InterfaceSettings().name,
+        }
+        for key, is_used in short_form.items():
+            if is_used:
+                raise ConflictingSettingsError(
+                    f'cannot use "{".".join(key)}" beside [[enclaves]]',
+                    key=key,
+                    why="it belongs to the short form, for a relay with one enclave",
+                    fix="move it into the enclave's table in [[enclaves]]",
+                )
+
+    @staticmethod
+    def _check_ends(ours: tuple[IpInterface, ...], theirs: tuple[IpInterface, ...], where: KeyPath) -> None:
+        if bool(ours) != bool(theirs):
+            raise ConflictingSettingsError(
+                "cannot use the tunnel's addresses",
+                key=where or ("interface" if ours else "enclave", "addresses"),
+                why="only one end of the tunnel has addresses",
+                fix="give both ends addresses in one prefix, or omit both",
+            )
 
 
-_FIXED: Final = (
-    "name",
-    "runtime_directory",
-    "log_level",
-    "interface.name",
-    "interface.profiles",
-    "enclave.address",
-    "launch",
-    "provisioning.signing_key_file",
-    "nat.uplink",
-    "health.listen",
-)
+def _check_audit(audit: str | None) -> None:
+    if audit not in {None, AUDIT_TO_STDOUT} and not str(audit).startswith("/"):
+        raise ConflictingSettingsError(
+            'cannot use "audit"',
+            key=("audit",),
+            why="it is neither an absolute path nor stdout",
+            fix='write audit = "/var/log/wgvsock/audit.jsonl", or audit = "stdout"',
+        )
 
 
-def _lookup(config: RelayConfig, key: str) -> object:
-    return functools.reduce(getattr, key.split("."), config)
-
-
-def _with_cid(address: StreamAddress, cid: Cid) -> StreamAddress:
-    if isinstance(address, VsockAddress) and address.cid == VMADDR_CID_ANY:
-        return VsockAddress(cid, address.port)
-    return address
+def _policy(attestation: AttestationSettings | None, where: KeyPath) -> AttestationSettings:
+    if attestation is None:
+        raise ConflictingSettingsError(
+            'the table "attestation" is missing',
+            key=where,
+            why="nothing says which enclaves are accepted",
+            fix="add [attestation] with a table [[attestation.pcr_sets]]: wgvsock config init relay",
+        )
+    return attestation
 
 
 def load(path: str) -> RelayConfig:
-    """Read and check a file.
+    """Read and check a configuration file.
 
     Raises:
         ConfigurationError: See `wgvsock.settings.read`.
     """
     return settings.read(RelayConfig, path)
-
-
-def from_hex(text: str, key: str, length: int) -> bytes:
-    """Bytes of a given length from hexadecimal text.
-
-    Raises:
-        ConfigurationError: It is not that.
-    """
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != length:
-        raise ConfigurationError(
-            f'cannot use "{key}"',
-            why=f"it is not {2 * length} hexadecimal digits",
-            fix="copy it from nitro-cli's output",
-        )
-    return value

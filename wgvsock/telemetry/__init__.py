@@ -1,1 +1,1 @@
-"""What an operator sees of a running service: log lines, the status snapshot, metrics, probes."""
+"""What an operator sees of a running service: log lines, the status snapshot, metrics and probes."""

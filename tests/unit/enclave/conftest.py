@@ -12,4 +12,4 @@ from tests.unit.service_pair import ServicePair
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServicePair:
     """Neither service is started yet."""
-    return ServicePair(tmp_path, monkeypatch)
+    return ServicePair(tmp_path)

@@ -11,7 +11,6 @@ from lab.nsm.pki import LabAuthority
 from lab.nsm.signer import FakeNsm, LabEnclave, utc_now
 from wgvsock.attestation.binding import encode_x25519_spki, extended_pcr, wireguard_key_commitment
 from wgvsock.devices.nsm import NsmClient
-from wgvsock.enclave import identity
 from wgvsock.enclave.errors import KeyCommitmentError
 from wgvsock.enclave.identity import commit_to_key, make_key, seed_kernel
 from wgvsock.wireguard.primitives import public_key
@@ -37,13 +36,13 @@ def test_the_pcr_holds_the_commitment_and_is_locked(nsm: NsmClient) -> None:
 
 def test_a_second_agent_in_the_same_boot_is_refused(nsm: NsmClient) -> None:
     commit_to_key(nsm, b"a" * 32, 16)
-    with pytest.raises(KeyCommitmentError, match="it is locked already"):
+    with pytest.raises(KeyCommitmentError, match="it is already locked"):
         commit_to_key(nsm, b"b" * 32, 16)
 
 
 def test_a_pcr_that_somebody_extended_is_refused(nsm: NsmClient) -> None:
     nsm.extend_pcr(17, b"something else")
-    with pytest.raises(KeyCommitmentError, match="it is extended already"):
+    with pytest.raises(KeyCommitmentError, match="it is already extended"):
         commit_to_key(nsm, b"a" * 32, 17)
 
 
@@ -51,12 +50,12 @@ def test_a_module_that_extends_to_another_value_is_not_believed(
     nsm: NsmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nsm, "extend_pcr", lambda index, data: bytes(48))
-    with pytest.raises(KeyCommitmentError, match="its new value is another"):
+    with pytest.raises(KeyCommitmentError, match="its new value is not the expected one"):
         commit_to_key(nsm, b"a" * 32, 16)
     assert not nsm.describe_pcr(16).locked
 
 
-def test_entropy_is_credited(nsm: NsmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entropy_is_credited(nsm: NsmClient, tmp_path: Path) -> None:
     device = tmp_path / "random"
     device.write_bytes(b"")
     given: list[tuple[int, bytes]] = []
@@ -65,8 +64,7 @@ def test_entropy_is_credited(nsm: NsmClient, tmp_path: Path, monkeypatch: pytest
         given.append((request, argument))
         return 0
 
-    monkeypatch.setattr(identity.fcntl, "ioctl", ioctl)  # type: ignore[attr-defined]
-    seed_kernel(nsm, device)
+    seed_kernel(nsm, device, ioctl=ioctl)
     ((request, argument),) = given
     assert request == 0x40085203
     assert struct.unpack_from("=ii", argument) == (2048, 256)

@@ -1,4 +1,4 @@
-"""What an assignment becomes in the kernel and in resolv.conf."""
+"""The effect of an assignment on the kernel and on resolv.conf."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any, cast
 
 import pytest
 
+from wgvsock.egress.gate import Gate
+from wgvsock.egress.policy import Policy, Site
+from wgvsock.enclave.egress import site_of
 from wgvsock.enclave.network import EnclaveNetwork, make_routes
+from wgvsock.runtime.journal import Journal, Place
 from wgvsock.system import resolver
-from wgvsock.system.journal import Journal, Place
 from wgvsock.system.netlink import Route
 from wgvsock.testing.kernel import MemoryKernel
 from wgvsock.testing.provisioning import TUNNEL_CONFIG
@@ -71,7 +74,7 @@ def test_what_cannot_be_put_back_is_logged(network: EnclaveNetwork, caplog: pyte
     path.unlink()
     path.mkdir()
     asyncio.run(network.clear())
-    assert "cannot put" in caplog.text
+    assert "cannot restore" in caplog.text
 
 
 def test_routes_follow_the_gateway_of_their_family() -> None:
@@ -85,3 +88,14 @@ def test_routes_follow_the_gateway_of_their_family() -> None:
         Route(ip_network("192.0.2.0/24"), ip_address("10.73.0.1")),
         Route(ip_network("::/0"), None),
     ]
+
+
+def test_a_gate_is_told_where_relay_and_name_servers_are(
+    network: EnclaveNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[Site] = []
+    network.gate = Gate(Policy(), bytes)
+    monkeypatch.setattr(network.gate, "place", placed.append)
+    asyncio.run(network.apply(TUNNEL_CONFIG))
+    asyncio.run(network.clear())
+    assert placed == [site_of(TUNNEL_CONFIG), Site()]

@@ -1,32 +1,37 @@
-"""An agent's life: identity, configuration, activation, rollback, the application, and everything taken back."""
+"""An agent's life: identity, configuration, activation, rollback, the application, and everything undone."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import socket
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from lab.nsm.signer import FakeNsm
+from tests import egress_cases
 from tests.unit.service_pair import ServicePair, enclave_config
 from wgvsock.devices.errors import TunGoneError
 from wgvsock.devices.nsm import NsmClient, NsmError
+from wgvsock.egress.policy import Packet
 from wgvsock.enclave.errors import ApplicationError, KeyCommitmentError
-from wgvsock.enclave.supervisor import RETIREMENT, EnclaveSupervisor
-from wgvsock.provisioning import ConfigurationRolledBack
+from wgvsock.enclave.supervisor import EnclaveSupervisor
+from wgvsock.provisioning import RETIREMENT, Deadlines
+from wgvsock.provisioning.pin import public_key_of
 from wgvsock.system.errors import NetlinkSetupError
 from wgvsock.system.netlink import Route
-from wgvsock.testing import without_waiting
-from wgvsock.wireguard import HandshakeCompleted
+from wgvsock.telemetry.reports import ApplicationState, Phase
+from wgvsock.testing import MemoryTun, without_waiting
 
 ORIGINAL = "nameserver 127.0.0.1\n"
 
 
 def is_up(pair: ServicePair) -> bool:
-    return hasattr(pair.enclave, "_server")
+    return pair.enclave.is_serving
 
 
 @without_waiting
@@ -37,7 +42,7 @@ async def test_what_the_relay_assigns_is_in_force(pair: ServicePair) -> None:
     assert len(pair.enclave_kernel.routes["wg0"]) == 2
     assert all(isinstance(route, Route) and route.gateway for route in pair.enclave_kernel.routes["wg0"])
     assert "nameserver 10.96.0.10" in (pair.folder / "resolv.conf").read_text()
-    status = pair.enclave.status()
+    status = pair.enclave_status()
     assert (status["role"], status["state"], status["ready"]) == ("enclave", "active", True)
     assert status["network"]["dns"] == ["10.96.0.10"]
     assert status["provisioning"]["attempts"] == {"ok": 1, "failed": 0}
@@ -53,14 +58,28 @@ async def test_everything_is_taken_back(pair: ServicePair) -> None:
     assert [path.name for path in (pair.folder / "enclave").iterdir()] == ["enclave.lock"]
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+@without_waiting
+async def test_without_a_pin_it_says_at_its_start_who_provisions_it(
+    pair: ServicePair, caplog: pytest.LogCaptureFixture, pinned: bool
+) -> None:
+    pin = base64.b64encode(public_key_of(bytes(32))).decode() if pinned else None
+    pair.enclave_config = replace(pair.enclave_config, pin_public_key=pin)
+    pair.start_enclave()
+    await pair.until(lambda: is_up(pair), "the start")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    consequence = "there is no relay pin: the first client to connect can provision this enclave and carry its traffic"
+    assert warnings == ([] if pinned else [consequence])
+    await pair.down()
+
+
 @without_waiting
 async def test_before_a_relay_comes_there_is_no_peer(pair: ServicePair) -> None:
     pair.start_enclave()
     await pair.until(lambda: is_up(pair), "the start")
-    status = pair.enclave.status()
+    status = pair.enclave_status()
     assert (status["state"], status["ready"], status["network"]) == ("unprovisioned", False, None)
     assert status["wireguard"]["peers"] == []
-    assert pair.enclave._last_authenticated() == float("-inf")
     await pair.down()
 
 
@@ -70,24 +89,40 @@ async def test_a_configuration_that_nobody_proves_is_rolled_back(pair: ServicePa
     pair.start_enclave()
     pair.start_relay()
     await pair.until(lambda: is_up(pair), "the start")
-    await pair.until(lambda: pair.enclave.status()["provisioning"]["attempts"]["failed"], "the refusal")
+    await pair.until(lambda: pair.enclave_status()["provisioning"]["attempts"]["failed"], "the refusal")
     pair.relay.stop()
     await pair.until(lambda: pair.enclave_kernel.addresses.get("wg0") == [], "the rollback")
     assert pair.enclave_kernel.routes["wg0"] == []
     assert (pair.folder / "resolv.conf").read_text() == ORIGINAL
-    assert not pair.enclave.status()["wireguard"]["peers"]
+    assert not pair.enclave_status()["wireguard"]["peers"]
+    await pair.down()
+
+
+@without_waiting
+async def test_a_relay_that_lost_everything_is_taken_once_the_old_one_is_silent(pair: ServicePair) -> None:
+    """The pod is gone, and its seed too. The enclave has no pin."""
+    await pair.up()
+    pair.relay.stop()
+    await pair.tasks.pop()
+    (pair.folder / f"relay/{pair.config.name}.key").unlink()
+    began = asyncio.get_running_loop().time()
+    pair.start_relay()
+    await pair.until(lambda: pair.enclave_status()["provisioning"]["attempts"]["failed"], "the refusal")
+    assert not pair.is_ready()
+    await pair.until(pair.is_ready, "the adoption")
+    assert asyncio.get_running_loop().time() - began > Deadlines().silence - 30
     await pair.down()
 
 
 @without_waiting
 async def test_a_refused_successor_leaves_what_works(pair: ServicePair) -> None:
     await pair.up()
-    before = pair.enclave.status()["wireguard"]["peers"][0]["public_key"]
+    before = pair.enclave_status()["wireguard"]["peers"][0]["public_key"]
     pair.set_faults(debug=True)
     pair.relay.reattest()
-    await pair.until(lambda: pair.enclave.status()["provisioning"]["attempts"]["failed"], "the refusal")
-    await pair.until(lambda: len(pair.enclave.status()["wireguard"]["peers"]) == 1, "the rollback")
-    assert pair.enclave.status()["wireguard"]["peers"][0]["public_key"] == before
+    await pair.until(lambda: pair.enclave_status()["provisioning"]["attempts"]["failed"], "the refusal")
+    await pair.until(lambda: len(pair.enclave_status()["wireguard"]["peers"]) == 1, "the rollback")
+    assert pair.enclave_status()["wireguard"]["peers"][0]["public_key"] == before
     assert pair.enclave_kernel.addresses["wg0"]
     await pair.down()
 
@@ -95,15 +130,15 @@ async def test_a_refused_successor_leaves_what_works(pair: ServicePair) -> None:
 @without_waiting
 async def test_a_successor_takes_over_and_the_old_peer_retires(pair: ServicePair) -> None:
     await pair.up()
-    old = pair.enclave.status()["wireguard"]["peers"][0]["public_key"]
+    old = pair.enclave_status()["wireguard"]["peers"][0]["public_key"]
     pair.reloaded = lambda: replace(pair.config, dns=replace(pair.config.dns, search=("new.test",)))
     pair.relay.reload()
     await pair.until(lambda: "new.test" in (pair.folder / "resolv.conf").read_text(), "the successor")
-    both = {peer["public_key"]: peer for peer in pair.enclave.status()["wireguard"]["peers"]}
+    both = {peer["public_key"]: peer for peer in pair.enclave_status()["wireguard"]["peers"]}
     assert len(both) == 2
     assert both[old]["allowed_ips"] == []
     await asyncio.sleep(RETIREMENT + 1)
-    (peer,) = pair.enclave.status()["wireguard"]["peers"]
+    (peer,) = pair.enclave_status()["wireguard"]["peers"]
     assert peer["public_key"] != old
     assert peer["allowed_ips"] == ["0.0.0.0/0", "::/0"]
     await pair.down()
@@ -114,67 +149,30 @@ async def test_a_kernel_that_refuses_is_reported_to_the_relay(pair: ServicePair)
     pair.enclave_kernel.refuses.add("set_routes")
     pair.start_enclave()
     pair.start_relay()
-    await pair.until(lambda: getattr(pair.relay, "_last_error", None), "the failure")
-    assert pair.relay.status()["provisioning"]["error"]["code"] == "WGV-E049"
+    await pair.until(lambda: pair.is_set_up and pair.attendant.last_error, "the failure")
+    assert pair.status()["provisioning"]["error"]["code"] == "WGV-E049"
     pair.enclave_kernel.refuses.clear()
     await pair.until(pair.is_ready, "a correct attempt")
     await pair.down()
 
 
 @without_waiting
-async def test_a_kernel_that_refuses_a_successor_s_routes_is_logged(
-    pair: ServicePair, caplog: pytest.LogCaptureFixture
-) -> None:
-    await pair.up()
-    pair.enclave_kernel.refuses.add("set_routes")
-    pair.relay.reattest()
-    await pair.until(lambda: "a part of the network is not set up" in caplog.text, "the log line")
-    assert pair.is_ready()
-    await pair.down()
+async def test_a_module_that_fails_is_reported_to_the_relay(pair: ServicePair) -> None:
+    class Module(FakeNsm):
+        fails = False
 
+        def request(self, request: bytes) -> bytes:
+            if self.fails:
+                raise NsmError("no document", why="the test says so")
+            return super().request(request)
 
-@without_waiting
-async def test_a_module_that_fails_is_reported_to_the_relay(pair: ServicePair, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: NsmClient, **fields: Any) -> bytes:
-        raise NsmError("no document", why="the test says so")
-
-    pair.start_enclave()
+    module = Module(pair.authority, pair.lab_enclave)
+    pair.start_enclave(module=module)
     await pair.until(lambda: is_up(pair), "the start")
-    monkeypatch.setattr(NsmClient, "attest", refuse)
+    module.fails = True
     pair.start_relay()
-    await pair.until(lambda: getattr(pair.relay, "_last_error", None), "the failure")
-    assert pair.relay.status()["provisioning"]["error"]["code"] == "WGV-E046"
-    await pair.down()
-
-
-@without_waiting
-async def test_the_same_relay_key_again_is_the_same_peer(pair: ServicePair) -> None:
-    await pair.up()
-    active = pair.enclave._provisioning.active
-    assert active is not None
-    again = replace(active, preshared_key=b"n" * 32)
-    pair.enclave._install_peer(again, active)
-    peer = pair.enclave._device.peers[active.relay_public_key]
-    assert peer.preshared_key == b"n" * 32
-    await pair.enclave._work(ConfigurationRolledBack(again, active))
-    assert peer.preshared_key == active.preshared_key
-    await pair.enclave._activate(again, active)  # and when it proves itself, nobody retires
-    assert not pair.enclave._retirements
-    await pair.down()
-
-
-@without_waiting
-async def test_a_handshake_that_began_before_proves_nothing(pair: ServicePair, monkeypatch: pytest.MonkeyPatch) -> None:
-    await pair.up()
-    told: list[bytes] = []
-    monkeypatch.setattr(pair.enclave._provisioning, "activate", lambda key, now: told.append(key))
-    (peer,) = pair.enclave._device.peers.values()
-    pair.enclave._applied_at = pair.enclave._clock()
-    pair.enclave._core_reports(HandshakeCompleted(peer, False, 0.5))
-    assert told == []
-    await asyncio.sleep(1)
-    pair.enclave._core_reports(HandshakeCompleted(peer, False, 0.5))
-    assert told == [peer.public_key]
+    await pair.until(lambda: pair.is_set_up and pair.attendant.last_error, "the failure")
+    assert pair.status()["provisioning"]["error"]["code"] == "WGV-E046"
     await pair.down()
 
 
@@ -207,16 +205,13 @@ async def test_without_commitment_a_second_agent_may_come(pair: ServicePair) -> 
 async def test_the_kernel_is_seeded_once(pair: ServicePair) -> None:
     seeded: list[NsmClient] = []
     supervisor = EnclaveSupervisor(
-        pair.enclave_config,
-        FakeNsm(pair.authority, pair.lab_enclave),
-        clock=asyncio.get_running_loop().time,
-        seed=seeded.append,
+        pair.enclave_config, pair.enclave_machine, FakeNsm(pair.authority, pair.lab_enclave), seed=seeded.append
     )
     supervisor.stop()
     assert await supervisor.run() == 0
     assert len(seeded) == 1
     unseeded = EnclaveSupervisor(
-        pair.enclave_config, FakeNsm(pair.authority, pair.lab_enclave), clock=asyncio.get_running_loop().time, seed=None
+        pair.enclave_config, pair.enclave_machine, FakeNsm(pair.authority, pair.lab_enclave), seed=None
     )
     unseeded.stop()
     assert await unseeded.run() == 0
@@ -227,7 +222,7 @@ async def test_no_loopback_no_agent(pair: ServicePair) -> None:
     pair.enclave_kernel.refuses.add("bring_up")
     with pytest.raises(NetlinkSetupError):
         await pair.start_enclave()
-    assert pair.enclave_tuns[0]._ours.fileno() == -1
+    assert pair.enclave_tuns[0].fileno() == -1
 
 
 @without_waiting
@@ -265,19 +260,25 @@ async def test_what_a_killed_agent_left_is_undone_first(pair: ServicePair, caplo
     path.unlink()
     path.mkdir()
     pair.start_enclave()
-    await pair.until(lambda: "cannot put" in caplog.text, "the log line")
+    await pair.until(lambda: "cannot restore" in caplog.text, "the log line")
     await pair.down()
 
 
 # The application. These run in real time, for their processes do.
 
 
+def application_of(pair: ServicePair) -> bool | None:
+    """Whether it is running. None: it was not started."""
+    state = pair.enclave.snapshot().application if pair.enclave.is_serving else None
+    return None if state is None else state.phase is Phase.RUNNING
+
+
 def is_running(pair: ServicePair) -> bool:
-    return pair.enclave._application is not None and pair.enclave._application.is_running
+    return application_of(pair) is True
 
 
 def run_with_application(pair: ServicePair, command: list[str], act: Any) -> int:
-    """Both services and an application in an ordinary event loop; the agent's exit status."""
+    """Run both services and an application in an ordinary event loop. Returns the agent's exit status."""
 
     async def body() -> int:
         agent = pair.start_enclave(command)
@@ -303,10 +304,28 @@ async def nothing() -> None:
 @pytest.mark.slow
 def test_the_application_starts_when_the_link_is_up_and_its_status_is_ours(pair: ServicePair) -> None:
     network = pair.folder / "resolv.conf"
-    status = run_with_application(pair, ["sh", "-c", f"grep -q 10.96.0.10 {network} && exit 5; exit 6"], nothing)
+
+    async def ends() -> None:
+        await pair.until(lambda: application_of(pair) is False, "the application's end")
+
+    status = run_with_application(pair, ["sh", "-c", f"grep -q 10.96.0.10 {network} && exit 5; exit 6"], ends)
     assert status == 5
-    assert pair.enclave.status()["application"] == {"running": False}
+    assert pair.enclave._ring.acknowledged == pair.enclave._ring.last == 2  # the relay has heard of the end
     assert network.read_text() == ORIGINAL
+
+
+@without_waiting
+@pytest.mark.parametrize("command", [["sleep", "600"], []], ids=["application", "none"])
+async def test_a_relay_reads_that_there_is_a_probe_before_the_application_starts(
+    pair: ServicePair, command: list[str]
+) -> None:
+    """Otherwise it would be ready for a moment, as with an application without a probe."""
+    application = replace(pair.enclave_config.application, ready="exec:/bin/true")
+    pair.enclave_config = replace(pair.enclave_config, application=application)
+    pair.start_enclave(command)
+    await pair.until(lambda: pair.enclave.is_serving, "the agent to listen")
+    assert pair.enclave._ring.state == ApplicationState(probed=bool(command))
+    await pair.down()
 
 
 @pytest.mark.slow
@@ -358,4 +377,47 @@ async def test_the_control_socket(pair: ServicePair) -> None:
             client.connect(str(pair.folder / "enclave/enclave.sock"))
             client.send(f"GET {path} HTTP/1.1\r\n\r\n".encode())
             assert expected in (await loop.sock_recv(client, 65536)).decode()
+    await pair.down()
+
+
+SYN = memoryview(egress_cases.raw(Packet(ip_address("203.0.113.1"), 6, 443)))
+QUERY = memoryview(egress_cases.raw(Packet(ip_address("10.96.0.10"), 17, 53)))
+
+
+def datagrams(tun: MemoryTun) -> list[bytes]:
+    """TCP and UDP that a kernel in memory received. The relay's probe of the path pings."""
+    found = []
+    while (packet := tun.take()) is not None:
+        found.append(packet[tun.packet_headroom :])
+    return [packet for packet in found if packet[9] in {6, 17}]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@without_waiting
+async def test_the_image_s_policy_holds_whatever_the_relay_lets_through(pair: ServicePair, measured: bool) -> None:
+    extra = '[egress]\ndefault = "deny"' if measured else ""
+    pair.enclave_config = enclave_config(pair.folder, extra)
+    await pair.up()
+    (tun,), (relay_tun,) = pair.enclave_tuns, pair.relay_tuns
+    own = ip_address("10.73.0.2").packed
+    for packet in (SYN, QUERY):
+        tun.inject(bytes(tun.packet_headroom) + packet[:12] + own + packet[16:])
+    arrived: list[bytes] = []
+
+    def has_arrived() -> bool:
+        arrived.extend(datagrams(relay_tun))
+        return any(packet[9] == 17 for packet in arrived)
+
+    await pair.until(has_arrived, "the query")
+    assert [packet[9] for packet in arrived] == ([17] if measured else [6, 17])
+    told = datagrams(tun)
+    status = pair.enclave_status()
+    if measured:
+        assert [(packet[9], packet[33]) for packet in told] == [(6, 0x14)]  # a reset
+        assert status["egress"]["denied"] == {"default": 1}
+        assert status["egress"]["refused"][0]["destination"] == "203.0.113.1"
+        assert status["counters"]["dropped"]["egress_denied"] == 1
+    else:
+        assert told == []
+        assert status["egress"] is None
     await pair.down()

@@ -1,10 +1,10 @@
-"""The template is complete: no key of the schema is missing in it but the rarely used ones."""
+"""The template is complete: only rarely used keys of the schema are missing in it."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from wgvsock.relay.config import AttestationSettings, InterfaceSettings, NatSettings, ProvisioningSettings
+from wgvsock.relay.sections import AttestationSettings, InterfaceSettings, NatSettings, ProvisioningSettings
 from wgvsock.relay.template import TEMPLATE
 
 RARE = {

@@ -7,5 +7,5 @@ from tests.unit.control_sockets import ControlSockets
 
 @pytest.fixture
 def sockets(monkeypatch: pytest.MonkeyPatch) -> ControlSockets:
-    """Nobody listens anywhere yet."""
+    """Nothing listens anywhere yet."""
     return ControlSockets(monkeypatch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import socket
 import stat
@@ -13,39 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.unit.control_sockets import ControlSockets, text, turns_until
-from wgvsock.addresses import Port, TcpAddress, UnixAddress
-from wgvsock.errors import TransportError
+from tests.unit.control_sockets import ROUTES, text, turns_until
+from wgvsock.addresses import Port, StreamAddress, TcpAddress, UnixAddress
 from wgvsock.telemetry.endpoint import (
     MAX_CONNECTIONS,
+    MAX_FIELDS,
+    MAX_PER_CLIENT,
     MAX_REQUEST,
     REQUEST_TIMEOUT,
     Answer,
     Endpoint,
-    NotRunningError,
-    Route,
+    Inquiry,
+    Routes,
+    Takeover,
     as_json,
-    request,
+    client_of,
+    find_route,
 )
 from wgvsock.testing import without_waiting
 from wgvsock.transports.errors import ListenError
 
-PATH = "/run/wgvsock/relay.sock"
-ROUTES: Mapping[tuple[str, str], Route] = {
-    ("GET", "/live"): text("alive\n"),
-    ("GET", "/ready"): lambda: as_json({"ready": False}, HTTPStatus.SERVICE_UNAVAILABLE),
-    ("GET", "/status"): lambda: as_json({"schema": "wgvsock/v1", "ready": True}),
-    ("POST", "/reload"): lambda: as_json({"schema": "wgvsock/v1"}, HTTPStatus.ACCEPTED),
-}
 
-
-async def connect(endpoint: Endpoint) -> socket.socket:
+async def connect(endpoint: Endpoint, address: StreamAddress = UnixAddress("nowhere")) -> socket.socket:  # noqa: B008
     """The client's end of a connection to an endpoint."""
     near, far = socket.socketpair()
     for end in (near, far):
         end.setblocking(False)
-    await asyncio.get_running_loop().connect_accepted_socket(endpoint._connection, far)
+    endpoint._server.accept(far, address)
     return near
 
 
@@ -56,8 +52,8 @@ async def read_all(near: socket.socket) -> bytes:
     return answer
 
 
-async def exchange(*parts: bytes, routes: Mapping[tuple[str, str], Route] = ROUTES) -> bytes:
-    """Everything that the server says to a request that arrives in these parts."""
+async def exchange(*parts: bytes, routes: Routes = ROUTES) -> bytes:
+    """Return everything that the server sends for a request that arrives in these parts."""
     with await connect(Endpoint(UnixAddress("nowhere"), routes)) as near:
         for part in parts:
             await asyncio.get_running_loop().sock_sendall(near, part)
@@ -65,7 +61,7 @@ async def exchange(*parts: bytes, routes: Mapping[tuple[str, str], Route] = ROUT
         return await read_all(near)
 
 
-def ask(*parts: bytes, routes: Mapping[tuple[str, str], Route] = ROUTES) -> bytes:
+def ask(*parts: bytes, routes: Routes = ROUTES) -> bytes:
     return asyncio.run(exchange(*parts, routes=routes))
 
 
@@ -105,7 +101,6 @@ def test_a_request_may_arrive_byte_by_byte() -> None:
     ("head", "status"),
     [
         (b"GET /nothing HTTP/1.1", HTTPStatus.NOT_FOUND),
-        (b"GET /live?x=1 HTTP/1.1", HTTPStatus.NOT_FOUND),
         (b"GET /live/ HTTP/1.1", HTTPStatus.NOT_FOUND),
         (b"POST /live HTTP/1.1", HTTPStatus.METHOD_NOT_ALLOWED),
         (b"GET /reload HTTP/1.1", HTTPStatus.METHOD_NOT_ALLOWED),
@@ -113,6 +108,10 @@ def test_a_request_may_arrive_byte_by_byte() -> None:
         (b"GET /live HTTP/2", HTTPStatus.BAD_REQUEST),
         (b"GET /live", HTTPStatus.BAD_REQUEST),
         (b"GET  /live HTTP/1.1", HTTPStatus.BAD_REQUEST),
+        (b"GET /live HTTP/1.", HTTPStatus.BAD_REQUEST),
+        (b"GET ftp://pod/live HTTP/1.1", HTTPStatus.NOT_FOUND),
+        (b"OPTIONS * HTTP/1.1", HTTPStatus.NOT_FOUND),
+        (b"GET http://pod HTTP/1.1", HTTPStatus.NOT_FOUND),
         (b"", HTTPStatus.BAD_REQUEST),
         (b"\xff\x00\xfe", HTTPStatus.BAD_REQUEST),
     ],
@@ -151,7 +150,7 @@ async def test_an_idle_client_is_dropped() -> None:
         await loop.sock_sendall(near, b"GET /live HTTP/1.1\r\n")
         assert await read_all(near) == b""
     assert loop.time() - began == pytest.approx(REQUEST_TIMEOUT)
-    assert not endpoint._connections
+    assert not endpoint._server._connections
 
 
 @without_waiting
@@ -159,27 +158,187 @@ async def test_a_client_that_leaves_is_forgotten() -> None:
     endpoint = Endpoint(UnixAddress("nowhere"), ROUTES)
     near = await connect(endpoint)
     await asyncio.sleep(0)
-    assert len(endpoint._connections) == 1
+    assert len(endpoint._server._connections) == 1
     near.close()
     await asyncio.sleep(1)
-    assert not endpoint._connections
+    assert not endpoint._server._connections
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def is_open(near: socket.socket) -> bool:
+    await turns()
+    try:
+        return near.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def host(text: str) -> TcpAddress:
+    return TcpAddress(text, Port(40000))
 
 
 @without_waiting
-async def test_connections_are_limited() -> None:
+async def test_silent_connections_do_not_keep_a_probe_out() -> None:
     loop = asyncio.get_running_loop()
     endpoint = Endpoint(UnixAddress("nowhere"), ROUTES)
-    clients = [await connect(endpoint) for _ in range(MAX_CONNECTIONS)]
-    with await connect(endpoint) as one_too_many:
-        assert await read_all(one_too_many) == b""
-    assert loop.time() == 1000  # at once, not by its time-out
-    for client in clients:
-        await loop.sock_sendall(client, b"GET /live HTTP/1.1\r\n\r\n")
-        assert status_of(await read_all(client)) == HTTPStatus.OK
+    silent = [await connect(endpoint, host(f"10.0.{number % 7}.1")) for number in range(500)]
+    for _ in range(50):
+        with await connect(endpoint, host("10.0.0.1")) as probe:  # from the address of one of them, even
+            await loop.sock_sendall(probe, b"GET /live HTTP/1.1\r\n\r\n")
+            assert status_of(await read_all(probe)) == HTTPStatus.OK
+    assert loop.time() == 1000  # at once, not when their time is up
+    assert len(endpoint._server._connections) <= MAX_CONNECTIONS
+    endpoint.close()
+    for client in silent:
         client.close()
-    with await connect(endpoint) as again:
-        await loop.sock_sendall(again, b"GET /live HTTP/1.1\r\n\r\n")
-        assert status_of(await read_all(again)) == HTTPStatus.OK
+
+
+@without_waiting
+async def test_the_oldest_makes_room() -> None:
+    endpoint = Endpoint(UnixAddress("nowhere"), ROUTES)
+    clients = [await connect(endpoint, host(f"10.0.0.{number}")) for number in range(MAX_CONNECTIONS)]
+    assert await is_open(clients[0])
+    clients.append(await connect(endpoint, host("10.0.1.1")))
+    assert [await is_open(client) for client in clients] == [False] + [True] * MAX_CONNECTIONS
+    endpoint.close()
+    for client in clients:
+        client.close()
+
+
+@without_waiting
+async def test_a_client_s_own_connections_make_room_first() -> None:
+    endpoint = Endpoint(UnixAddress("nowhere"), ROUTES)
+    others = [await connect(endpoint, host(f"10.0.0.{number}")) for number in range(8)]
+    greedy = [await connect(endpoint, host(f"fd00::{number:x}")) for number in range(MAX_PER_CLIENT + 3)]
+    assert all([await is_open(client) for client in others])
+    assert [await is_open(client) for client in greedy] == [False] * 3 + [True] * MAX_PER_CLIENT
+    endpoint.close()
+    for client in [*others, *greedy]:
+        client.close()
+
+
+@pytest.mark.parametrize("addresses", [1, MAX_CONNECTIONS])
+@without_waiting
+async def test_who_waits_for_an_answer_goes_last(addresses: int) -> None:
+    """Clients behind one address crowd an endpoint with slow answers."""
+    ready = asyncio.Event()
+
+    async def answer(_query: Mapping[str, str]) -> Answer:
+        await ready.wait()
+        return Answer("here it is\n")
+
+    endpoint = Endpoint(UnixAddress("nowhere"), {("GET", "/slow"): Inquiry(answer)})
+    waiting = await connect(endpoint, host("10.0.0.0"))
+    await asyncio.get_running_loop().sock_sendall(waiting, b"GET /slow HTTP/1.1\r\n\r\n")
+    await turns()
+    others = [await connect(endpoint, host(f"10.0.0.{number % addresses}")) for number in range(2 * MAX_CONNECTIONS)]
+    assert await is_open(waiting)
+    ready.set()
+    assert b"here it is" in await read_all(waiting)
+    endpoint.close()
+    for client in [waiting, *others]:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        (TcpAddress("10.0.0.1", Port(1)), "10.0.0.1"),
+        (TcpAddress("2001:db8::1:2:3:4", Port(1)), "2001:db8::/64"),
+        (TcpAddress("fe80::1%eth0", Port(1)), "fe80::/64"),
+        (UnixAddress("/run/x.sock"), ""),
+    ],
+)
+def test_whose_connection_it_is(address: StreamAddress, client: str) -> None:
+    assert client_of(address) == client
+
+
+def test_a_request_that_is_here_already_is_answered_when_it_is_accepted() -> None:
+    async def test() -> None:
+        endpoint = Endpoint(UnixAddress("nowhere"), ROUTES)
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        near.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        endpoint._server.accept(far, host("10.0.0.1"))
+        assert not endpoint._server._connections
+        with near:
+            assert status_of(near.recv(4096)) == HTTPStatus.OK
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET /live?verbose=1&x=/y HTTP/1.1",
+        b"GET /live#part HTTP/1.0",
+        b"GET http://10.0.0.1:9808/live HTTP/1.1",
+        b"GET HTTPS://pod/live?x HTTP/1.1",
+        b"\r\nGET /live HTTP/1.1",
+    ],
+)
+def test_forms_of_one_target(line: bytes) -> None:
+    assert status_of(ask(line + b"\r\n\r\n")) == HTTPStatus.OK
+
+
+@pytest.mark.parametrize(("path", "length"), [("/live", 6), ("/reload", 32), ("/nothing", 22)])
+def test_head_has_the_length_and_no_body(path: str, length: int) -> None:
+    answer = ask(f"HEAD {path} HTTP/1.1\r\n\r\n".encode())
+    assert f"\r\nContent-Length: {length}\r\n".encode() in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_method_that_is_not_allowed_is_told_the_others() -> None:
+    assert b"\r\nAllow: GET, HEAD\r\n" in ask(b"POST /live HTTP/1.1\r\n\r\n")
+    assert b"\r\nAllow: POST\r\n" in ask(b"HEAD /reload HTTP/1.1\r\n\r\n")
+
+
+def test_a_body_that_nobody_asked_for_does_not_cost_the_answer() -> None:
+    answer = ask(b"POST /reload HTTP/1.1\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000)
+    assert status_of(answer) == HTTPStatus.ACCEPTED
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_asked_one_whole_answer_comes(head: bytes) -> None:
+    method, route = find_route(head, ROUTES)
+    assert method == "" or method.encode("latin-1") in head
+    answer = route()
+    assert isinstance(answer, Answer)
+    assert answer.status in set(HTTPStatus)
+
+
+@without_waiting
+async def test_a_client_that_does_not_read_is_dropped() -> None:
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint(UnixAddress("nowhere"), {("GET", "/"): text("x" * 10_000_000)})
+    with await connect(endpoint) as near:
+        await loop.sock_sendall(near, b"GET / HTTP/1.1\r\n\r\n")
+        await turns()
+        assert len(endpoint._server._connections) == 1
+        await asyncio.sleep(REQUEST_TIMEOUT)
+        await turns()
+        assert not endpoint._server._connections
+
+
+def test_a_long_answer_is_sent_in_pieces() -> None:
+    answer = ask(b"GET / HTTP/1.1\r\n\r\n", routes={("GET", "/"): text("x" * 10_000_000)})
+    assert len(answer.partition(b"\r\n\r\n")[2]) == 10_000_000
+
+
+def test_a_client_that_resets() -> None:
+    async def test() -> None:
+        endpoint = Endpoint(UnixAddress("nowhere"), {("GET", "/"): text("x" * 10_000_000)})
+        near = await connect(endpoint)
+        await asyncio.get_running_loop().sock_sendall(near, b"GET / HTTP/1.1\r\n\r\n")
+        await turns()
+        near.close()
+        await turns_until(lambda: not endpoint._server._connections)
+
+    asyncio.run(test())
 
 
 @without_waiting
@@ -190,7 +349,7 @@ async def test_a_route_that_fails_ends_only_its_connection() -> None:
     reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: reported.append(context))
-    assert await exchange(b"GET /bug HTTP/1.1\r\n\r\n", routes={("GET", "/bug"): fail}) == b""
+    assert status_of(await exchange(b"GET /bug HTTP/1.1\r\n\r\n", routes={("GET", "/bug"): fail})) == 500
     assert [str(context["exception"]) for context in reported] == ["a bug"]
     assert status_of(await exchange(b"GET /live HTTP/1.1\r\n\r\n")) == HTTPStatus.OK
 
@@ -234,9 +393,9 @@ def test_closing_ends_what_is_open(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.setblocking(False)
             await loop.sock_connect(client, path)
-            await turns_until(lambda: endpoint._connections)
+            await turns_until(lambda: endpoint._server._connections)
             endpoint.close()
-            await turns_until(lambda: not endpoint._connections)  # now, not when their time is up
+            await turns_until(lambda: not endpoint._server._connections)  # now, not when their time is up
             assert await read_all(client) == b""
 
     asyncio.run(test())
@@ -246,12 +405,25 @@ def test_a_tcp_address() -> None:
     async def test() -> None:
         endpoint = Endpoint(TcpAddress("127.0.0.1", Port(0)), ROUTES)
         await endpoint.start()
-        assert endpoint._server is not None
-        address = endpoint._server.sockets[0].getsockname()
+        assert endpoint._listener is not None
+        address = endpoint._listener._socket.getsockname()
         assert status_of(await ask_at(socket.AF_INET, address)) == HTTPStatus.OK
         endpoint.close()
         with pytest.raises(ConnectionRefusedError):
             await ask_at(socket.AF_INET, address)
+
+    asyncio.run(test())
+
+
+def test_every_address_of_both_families() -> None:
+    async def test() -> None:
+        endpoint = Endpoint(TcpAddress("::", Port(0)), ROUTES)
+        await endpoint.start()
+        assert endpoint._listener is not None
+        port = endpoint._listener._socket.getsockname()[1]
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            assert status_of(await ask_at(family, (host, port))) == HTTPStatus.OK
+        endpoint.close()
 
     asyncio.run(test())
 
@@ -263,59 +435,111 @@ def test_an_address_that_cannot_be_bound(tmp_path: Path) -> None:
     endpoint.close()
 
 
-# The client.
+# Inquiries.
 
 
-def test_the_client_reads_json_and_text(sockets: ControlSockets) -> None:
-    sockets.serve(PATH, ROUTES)
-    assert request(PATH, "GET", "/status") == (200, {"schema": "wgvsock/v1", "ready": True})
-    assert request(PATH, "GET", "/ready") == (503, {"ready": False})
-    assert request(PATH, "GET", "/live") == (200, "alive\n")
-    assert request(PATH, "POST", "/reload") == (202, {"schema": "wgvsock/v1"})
-    assert request(PATH, "GET", "/reload") == (405, "this method is not allowed here\n")
+def inquiry(delay: float = 0.0) -> Inquiry:
+    """Answer with the request, after a while."""
 
+    async def answer(query: Mapping[str, str]) -> Answer:
+        await asyncio.sleep(delay)
+        return as_json(dict(query))
 
-def test_the_client_reads_long_answers(sockets: ControlSockets) -> None:
-    sockets.serve(PATH, {("GET", "/"): text("x" * 100_000)})
-    assert request(PATH, "GET", "/") == (200, "x" * 100_000)
-
-
-@pytest.mark.parametrize("error", [errno.ENOENT, errno.ECONNREFUSED])
-def test_nobody_listens(sockets: ControlSockets, error: int) -> None:
-    sockets.refuse(PATH, error)
-    with pytest.raises(NotRunningError, match=PATH) as caught:
-        request(PATH, "GET", "/status")
-    assert caught.value.exit_code == 3
-    assert "start it" in caught.value.fix
-
-
-def test_somebody_else_s_socket(sockets: ControlSockets) -> None:
-    sockets.refuse(PATH, errno.EACCES)
-    with pytest.raises(TransportError, match="Permission denied") as caught:
-        request(PATH, "GET", "/status")
-    assert not isinstance(caught.value, NotRunningError)  # forbidden is told apart from missing
-    assert caught.value.exit_code == 6
-
-
-def test_a_service_that_hangs(sockets: ControlSockets) -> None:
-    sockets.serve_silence(PATH)
-    with pytest.raises(TransportError, match="timed out") as caught:
-        request(PATH, "GET", "/status", timeout=1e-6)
-    assert not isinstance(caught.value, NotRunningError)
+    return Inquiry(answer)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("target", "query"),
     [
-        b"",
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n",
-        b"nonsense\r\n\r\n",
-        b"HTTP/1.1 two OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{",
-        b"HTTP/1.1 200 OK\r\n\r\n\xff",
+        (b"/ping", {}),
+        (b"/ping?enclave=wallet", {"enclave": "wallet"}),
+        (b"http://pod:80/ping?enclave=a%20b&empty=#part?no=1", {"enclave": "a b", "empty": ""}),
+        (b"/ping?enclave=one&enclave=two", {"enclave": "two"}),
+        (b"/ping?" + b"&".join(b"f%d=1" % n for n in range(MAX_FIELDS)), {f"f{n}": "1" for n in range(MAX_FIELDS)}),
     ],
 )
-def test_answers_that_are_none(sockets: ControlSockets, answer: bytes) -> None:
-    sockets.serve_bytes(PATH, answer)
-    with pytest.raises(TransportError, match="gave no answer"):
-        request(PATH, "GET", "/status")
+def test_an_inquiry_gets_the_fields_of_its_query(target: bytes, query: Mapping[str, str]) -> None:
+    answer = ask(b"POST " + target + b" HTTP/1.1\r\n\r\n", routes={("POST", "/ping"): inquiry()})
+    assert status_of(answer) == HTTPStatus.OK
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == query
+
+
+def test_a_query_has_a_bounded_number_of_fields() -> None:
+    target = b"/ping?" + b"&".join([b"a=1"] * (MAX_FIELDS + 1))
+    answer = ask(b"POST " + target + b" HTTP/1.1\r\n\r\n", routes={("POST", "/ping"): inquiry()})
+    assert status_of(answer) == HTTPStatus.BAD_REQUEST
+
+
+@without_waiting
+async def test_an_inquiry_may_take_its_time_and_holds_nobody_up() -> None:
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint(UnixAddress("nowhere"), {("GET", "/slow"): inquiry(2.0), **ROUTES})
+    with await connect(endpoint) as slow, await connect(endpoint) as quick:
+        begun = loop.time()
+        await loop.sock_sendall(slow, b"GET /slow HTTP/1.1\r\n\r\nand a body that nobody asked for")
+        await loop.sock_sendall(quick, b"GET /live HTTP/1.1\r\n\r\n")
+        assert status_of(await read_all(quick)) == HTTPStatus.OK
+        assert loop.time() == begun
+        assert status_of(await read_all(slow)) == HTTPStatus.OK
+        assert loop.time() == pytest.approx(begun + 2.0)
+
+
+@without_waiting
+async def test_an_inquiry_ends_with_its_connection() -> None:
+    ended: list[float] = []
+
+    async def never(_query: Mapping[str, str]) -> Answer:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+        raise AssertionError
+
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint(UnixAddress("nowhere"), {("GET", "/never"): Inquiry(never)})
+    begun = loop.time()
+    with await connect(endpoint) as near:
+        await loop.sock_sendall(near, b"GET /never HTTP/1.1\r\n\r\n")
+        assert await read_all(near) == b""
+        assert loop.time() == pytest.approx(begun + REQUEST_TIMEOUT)
+    await asyncio.sleep(0)
+    assert len(ended) == 1
+
+
+def test_a_bug_in_an_inquiry_is_told_and_raised() -> None:
+    async def broken(_query: Mapping[str, str]) -> Answer:
+        raise ZeroDivisionError
+
+    async def scenario() -> tuple[bytes, list[BaseException]]:
+        raised: list[BaseException] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+        answer = await exchange(b"GET /broken HTTP/1.1\r\n\r\n", routes={("GET", "/broken"): Inquiry(broken)})
+        return answer, raised
+
+    answer, raised = asyncio.run(scenario())
+    assert status_of(answer) == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert [type(error) for error in raised] == [ZeroDivisionError]
+
+
+# Routes that continue with the connection themselves.
+
+
+@without_waiting
+async def test_a_takeover_gets_the_socket_and_the_query_and_no_time_limit() -> None:
+    taken: list[tuple[dict[str, str], socket.socket]] = []
+    routes: Routes = {("GET", "/events"): Takeover(lambda query, sock: taken.append((dict(query), sock)))}
+    endpoint = Endpoint(UnixAddress("nowhere"), routes)
+    near = await connect(endpoint)
+    await asyncio.get_running_loop().sock_sendall(near, b"GET /events?after=5 HTTP/1.1\r\n\r\n")
+    await asyncio.sleep(2 * REQUEST_TIMEOUT)
+    ((query, sock),) = taken
+    assert query == {"after": "5"}
+    assert not endpoint._server._connections  # it no longer counts towards the limits
+    endpoint.close()
+    sock.send(b"still here")
+    assert near.recv(64) == b"still here"
+    near.close()
+    with pytest.raises(BrokenPipeError):
+        sock.send(b"x")
+    assert sock.gettimeout() == 0
+    sock.close()

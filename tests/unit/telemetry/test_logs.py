@@ -1,25 +1,38 @@
-"""One line a state change, whatever is in it."""
+"""One line per state change, whatever it contains."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgvsock.telemetry.logs import LogfmtFormatter, configure, fields
+from wgvsock.errors import ConfigurationError
+from wgvsock.telemetry.logs import (
+    MAX_TRACEBACK,
+    MAX_VALUE,
+    CountingHandler,
+    LogfmtFormatter,
+    configure,
+    error_fields,
+    fields,
+)
+from wgvsock.telemetry.repetition import BURST, INTERVAL
+from wgvsock.testing import without_waiting
 
 ANY_TEXT = st.text(st.characters())
-"""Lone surrogates as well: they stand for bytes of a file name that are no UTF-8."""
+"""Also lone surrogates: they represent bytes of a file name that are not UTF-8."""
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
     made = logging.makeLogRecord(
-        {"name": "wgvsock.relay.supervisor", "levelname": "INFO", "msg": message, "args": arguments, **extra}
+        {"name": "wgvsock.relay.service", "levelname": "INFO", "msg": message, "args": arguments, **extra}
     )
     made.created = 1_795_428_000.1239  # 2026-11-23 10:00 UTC
     return made
@@ -31,7 +44,7 @@ def line(message: str, *arguments: object, **extra: object) -> str:
 
 @pytest.fixture
 def _loggers() -> Iterator[None]:
-    """Logging as it was, afterwards."""
+    """Restore logging afterwards."""
     root, ours = logging.getLogger(), logging.getLogger("wgvsock")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     root.handlers.clear()  # or `configure` would close pytest's
@@ -43,7 +56,7 @@ def _loggers() -> Iterator[None]:
 
 def test_a_line() -> None:
     assert line("the tunnel is up", **fields(interface="wg0", peers=1)) == (
-        'time=2026-11-23T10:00:00.123Z level=info at=relay.supervisor msg="the tunnel is up" interface=wg0 peers=1'
+        'time=2026-11-23T10:00:00.123Z level=info at=relay.service msg="the tunnel is up" interface=wg0 peers=1'
     )
 
 
@@ -132,3 +145,123 @@ def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert not captured.out
     assert captured.err.endswith(" level=info at=wgvsock msg=hello\n")
+
+
+def test_a_long_value_is_cut() -> None:
+    formatted = line("x", **fields(value="y" * 1_000_000))
+    assert formatted.endswith(f'y… ({1_000_000 - MAX_VALUE} more characters)"')
+    assert len(line("z" * 1_000_000, **fields(value="\x1b" * 1_000_000))) < 16_384
+
+
+def test_of_a_long_traceback_the_end_is_kept() -> None:
+    error = ValueError("x" * 100_000 + "the end")
+    formatted = line("it failed", exc_info=(ValueError, error, None))
+    assert formatted.endswith('the end"')
+    assert len(formatted) < MAX_TRACEBACK + 200
+
+
+# Repeated lines.
+
+
+@pytest.fixture
+def flooded(_loggers: None) -> tuple[io.StringIO, logging.Logger]:
+    """Log into a text, with a logger of the test's."""
+    stream = io.StringIO()
+    configure("info", stream)
+    return stream, logging.getLogger("wgvsock.transports.stream")
+
+
+def messages(stream: io.StringIO) -> list[str]:
+    return [entry.partition(" msg=")[2] for entry in stream.getvalue().splitlines()]
+
+
+def logger_of(handler: logging.Handler) -> logging.Logger:
+    """A separate logger."""
+    log = logging.Logger("wgvsock.test")  # noqa: LOG001
+    log.addHandler(handler)
+    return log
+
+
+def flood(log: logging.Logger, count: int = 10_000) -> None:
+    for number in range(count):
+        log.warning("refused a stream from %s", f"tcp:10.0.0.1:{number}")
+
+
+def test_a_flood_is_a_few_lines_and_its_count_comes_at_the_end(flooded: tuple[io.StringIO, logging.Logger]) -> None:
+    stream, log = flooded
+    flood(log)
+    assert len(messages(stream)) == BURST
+    logging.getLogger().handlers[0].close()  # as logging.shutdown does when the process ends
+    more = 10_000 - BURST
+    assert messages(stream)[BURST:] == [
+        f'"… and {more} more like it (last: refused a stream from tcp:10.0.0.1:9999)" repeated={more}'
+    ]
+
+
+def test_other_lines_pass_while_one_floods(flooded: tuple[io.StringIO, logging.Logger]) -> None:
+    stream, log = flooded
+    flood(log)
+    log.error("something else")
+    assert messages(stream)[-1] == '"something else"'
+
+
+@without_waiting
+async def test_the_count_comes_when_the_flood_has_stopped() -> None:
+    loop = asyncio.get_running_loop()
+    stream = io.StringIO()
+    handler = CountingHandler(stream, loop.time)
+    log = logger_of(handler)
+    flood(log)
+    await asyncio.sleep(INTERVAL - 1)
+    flood(log, 1)
+    assert len(stream.getvalue().splitlines()) == BURST
+    await asyncio.sleep(1.1)
+    assert f"{10_000 - BURST + 1} more like it" in stream.getvalue().splitlines()[BURST]
+    flood(log, 3)
+    await asyncio.sleep(INTERVAL)
+    assert "3 more like it" in stream.getvalue().splitlines()[BURST + 1]
+    handler.close()
+    assert len(stream.getvalue().splitlines()) == BURST + 2
+
+
+def test_the_count_comes_with_the_next_line_where_no_event_loop_runs() -> None:
+    stream, now = io.StringIO(), 0.0
+    log = logger_of(CountingHandler(stream, lambda: now))
+    flood(log)
+    now = INTERVAL
+    log.warning("something else")
+    assert [entry.partition(" (")[0] for entry in stream.getvalue().splitlines()[BURST:]] == [
+        f"… and {10_000 - BURST} more like it",
+        "something else",
+    ]
+
+
+def test_threads_may_log() -> None:
+    stream = io.StringIO()
+    handler = CountingHandler(stream)
+    log = logger_of(handler)
+    threads = [threading.Thread(target=flood, args=(log, 1000)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == BURST + 1
+    assert f"{4000 - BURST} more like it" in lines[-1]
+
+
+def test_a_line_that_cannot_be_formed_ends_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    handler = CountingHandler(stream)
+    log = logger_of(handler)
+    for number in range(BURST + 1):
+        log.warning("%d and %d", number)  # noqa: PLE1206
+    handler.close()
+    assert stream.getvalue() == "… and 1 more like it (last: %d and %d)\n"
+    assert capsys.readouterr().err.count("Logging error") == BURST
+
+
+def test_an_error_has_its_code_and_its_remedy() -> None:
+    error = ConfigurationError("no way", why="no route", fix="add one")
+    assert error_fields(error, enclave="one") == fields(enclave="one", code=error.code, error=error, fix="add one")

@@ -1,28 +1,32 @@
-"""The snapshot of a real pair of devices, and the metrics that are made from one."""
+"""The snapshot of a real pair of devices, and the metrics made from one."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wgvsock import __version__
 from wgvsock.addresses import Cid, Port, VsockAddress
 from wgvsock.telemetry.status import counters, key_text, metrics, wireguard_status
 from wgvsock.testing import DevicePair, SeededRandom
 from wgvsock.testing.pair import ALICE
-from wgvsock.tunnel.tunnel import TunnelStatistics
+from wgvsock.tunnel.tunnel import TunnelDrop, TunnelStatistics
+from wgvsock.virtio_net import HeaderFault
 from wgvsock.wireguard import Device, DropReason, generate_private_key
 
 PRESHARED_KEY = bytes(range(32))
 
 
 class Link:
-    """An endpoint that has an address, as the transports' links do."""
+    """An endpoint that has an address, like those of the transports' links."""
 
     address = VsockAddress(Cid(16), Port(51820))
 
@@ -104,32 +108,31 @@ def test_no_secret_is_in_it(pair: DevicePair) -> None:
         assert base64.b64encode(secret).decode() not in written
 
 
-def tunnel_statistics(device: Device, **numbers: int) -> TunnelStatistics:
-    fields = {
-        field: numbers.get(field, 0)
-        for field in ("dropped_unreachable", "dropped_backlog", "dropped_offloaded", "dropped_by_kernel")
-    }
-    return TunnelStatistics(device=device.statistics(), offloads=True, **fields)
+def tunnel_statistics(device: Device, drops: Mapping[TunnelDrop, int] | None = None) -> TunnelStatistics:
+    return TunnelStatistics(device=device.statistics(), own_drops=drops or {}, offloads=True)
 
 
 def test_counters_without_drops(pair: DevicePair) -> None:
     assert counters(tunnel_statistics(pair.alice)) == {"dropped": {}, "offloads": True}
 
 
+def test_refused_super_packets_are_told(pair: DevicePair) -> None:
+    statistics = replace(tunnel_statistics(pair.alice), super_packets_refused=3, offloads=False)
+    assert counters(statistics) == {"dropped": {}, "offloads": False, "super_packets_refused": 3}
+
+
 def test_what_was_dropped_by_reason(pair: DevicePair) -> None:
     pair.alice.receive_datagram(b"garbage", "somebody", pair.now)
     pair.alice.receive_datagram(b"more of it", "somebody", pair.now)
-    pair.alice.drop_bad_header("too_short", "bob", pair.alices_peer)
-    statistics = tunnel_statistics(
-        pair.alice, dropped_unreachable=3, dropped_backlog=4, dropped_offloaded=5, dropped_by_kernel=6
-    )
+    pair.alice.drop_bad_header(HeaderFault.TRUNCATED, "bob", pair.alices_peer)
+    own = {TunnelDrop.UNREACHABLE: 3, TunnelDrop.BACKLOG: 4, TunnelDrop.OFFLOADED: 0, TunnelDrop.KERNEL: 6}
+    statistics = tunnel_statistics(pair.alice, own)
     assert statistics.device.drops[DropReason.BAD_VIRTIO_HEADER] == 1
     assert counters(statistics)["dropped"] == {
         "malformed_message": 2,
-        "too_short": 1,  # and not once more as bad_virtio_header
+        "virtio_truncated": 1,  # and not once more as bad_virtio_header
         "unreachable": 3,
         "backlog": 4,
-        "offloaded": 5,
         "kernel": 6,
     }
 
@@ -149,6 +152,9 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 
 def test_metrics() -> None:
     assert metrics(snapshot()) == (
+        "# HELP wgvsock_build_info Always 1, with the build as labels.\n"
+        "# TYPE wgvsock_build_info gauge\n"
+        f'wgvsock_build_info{{version="{__version__}",commit="",build=""}} 1\n'
         "# HELP wgvsock_up 1 while the service runs.\n"
         "# TYPE wgvsock_up gauge\n"
         'wgvsock_up{role="relay",state="ready"} 1\n'
@@ -171,13 +177,33 @@ def test_metrics() -> None:
         "# HELP wgvsock_peer_tx_packets_total WireGuard packets, tx.\n"
         "# TYPE wgvsock_peer_tx_packets_total counter\n"
         'wgvsock_peer_tx_packets_total{peer="AAA="} 4\n'
-        "# HELP wgvsock_peer_handshake_age_seconds Since the last completed handshake.\n"
+        "# HELP wgvsock_peer_handshake_age_seconds Time since the last completed handshake.\n"
         "# TYPE wgvsock_peer_handshake_age_seconds gauge\n"
         'wgvsock_peer_handshake_age_seconds{peer="AAA="} 12.345\n'
         "# HELP wgvsock_dropped_total Packets and messages dropped, by reason.\n"
         "# TYPE wgvsock_dropped_total counter\n"
         'wgvsock_dropped_total{reason="no_route"} 7\n'
     )
+
+
+def test_when_an_enclave_was_attested_and_until_when_that_counts() -> None:
+    def enclave(name: str, attestation: dict[str, Any] | None) -> dict[str, Any]:
+        provisioning = {"attempts": {}, "trusted_for_seconds": 61.5}
+        nothing = {"wireguard": None, "counters": None, "nat": None, "path": None}
+        return {
+            "name": name,
+            "state": "x",
+            "ready": False,
+            "attestation": attestation,
+            "provisioning": provisioning,
+            **nothing,
+        }
+
+    attested = enclave("a", {"timestamp": "2026-01-01T00:00:00+00:00"})
+    text = metrics(snapshot(enclaves=[attested, enclave("b", None)]))
+    assert 'wgvsock_attestation_timestamp_seconds{enclave="a"} 1767225600\n' in text
+    assert 'wgvsock_attestation_timestamp_seconds{enclave="b"}' not in text
+    assert 'wgvsock_trusted_seconds{enclave="b"} 61.5\n' in text
 
 
 def test_metrics_while_nothing_is_up(pair: DevicePair) -> None:

@@ -1,0 +1,1 @@
+"""Attestation documents for the enclave's clients and for its application. Provisioning makes its own."""

@@ -1,0 +1,1 @@
+"""One enclave's room: launched, asked, judged, its interface and its session."""

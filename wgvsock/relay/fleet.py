@@ -1,0 +1,253 @@
+"""Starts, keeps, stops and replaces the enclaves of a relay, each independently of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wgvsock.errors import WgvsockError
+from wgvsock.provisioning import TunnelConfig
+from wgvsock.relay.config import RelayConfig
+from wgvsock.relay.enclaves.attendant import Attendant
+from wgvsock.relay.enclaves.replacement import MakeAttendant, Member, Replacement
+from wgvsock.relay.errors import ReloadError, ReplacementError
+from wgvsock.relay.links import free_place
+from wgvsock.relay.orders import Outcome
+from wgvsock.relay.snapshots import EnclaveSnapshot
+from wgvsock.relay.spec import EnclaveSpec
+from wgvsock.telemetry.logs import error_fields, fields
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps that apply another configuration.
+
+    Attributes:
+        keep: Enclaves that continue, with their new settings.
+        stop: Names of enclaves to stop.
+        start: New enclaves.
+        replace: Enclaves that get another image.
+    """
+
+    keep: list[tuple[EnclaveSpec, TunnelConfig]] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list)
+    start: list[EnclaveSpec] = field(default_factory=list)
+    replace: list[EnclaveSpec] = field(default_factory=list)
+
+
+class Fleet:
+    """All enclaves of one relay.
+
+    Args:
+        make: Creates an attendant, which is not open yet.
+    """
+
+    def __init__(self, make: MakeAttendant) -> None:
+        self.members: dict[str, Member] = {}
+        self._make = make
+        self._orders: set[asyncio.Task[WgvsockError | None]] = set()  # changes in progress
+        self._changed = asyncio.Event()
+        self._stopping: bool | None = None  # whether to keep flows, or None if not stopping
+        self._failed: dict[Member, WgvsockError] = {}  # the errors that ended members, in order
+
+    @property
+    def attendants(self) -> list[Attendant]:
+        """The attendant of each enclave."""
+        return [member.attendant for member in self.members.values()]
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of the first application that failed and ended its enclave's service, or 0."""
+        return next((status for one in self.attendants if (status := one.exit_status)), 0)
+
+    async def open(self, specs: Iterable[EnclaveSpec]) -> None:
+        """Set up every enclave's room. No packets pass yet.
+
+        Raises:
+            WgvsockError: A room cannot be set up. `close` reverts what was done.
+        """
+        for spec in specs:
+            member = self.members[spec.name] = Member(self._make(spec))
+            await member.attendant.open()
+
+    async def serve(self) -> None:
+        """Serve until every enclave is stopped.
+
+        An enclave that can no longer be served does not affect the others.
+
+        Raises:
+            WgvsockError: The error that ended the last enclave, unless it was stopped.
+        """
+        for member in self.members.values():
+            member.begin()
+        while tasks := self._tasks():
+            self._changed.clear()
+            changed = asyncio.ensure_future(self._changed.wait())
+            try:
+                await asyncio.wait({*tasks, changed}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+            self._report_ends()
+
+    async def close(self) -> None:
+        """Revert all changes to the machine, even if `open` failed or `serve` was cancelled."""
+        for task in self._tasks():
+            task.cancel()
+        if tasks := self._tasks():
+            await asyncio.wait(tasks)
+        for member in self.members.values():
+            if member.task is None:
+                await member.attendant.close()
+
+    def stop(self, *, keep_flows: bool = False) -> None:
+        """End `serve`. See `Attendant.stop`."""
+        self._stopping = keep_flows
+        for order in self._orders:
+            order.cancel()
+        for attendant in self.attendants:
+            attendant.stop(keep_flows=keep_flows)
+
+    def plan(self, config: RelayConfig) -> Plan:
+        """Compare a configuration with the running enclaves.
+
+        Raises:
+            ReloadError: The configuration changes a setting that a running relay cannot change.
+            WgvsockError: An enclave would refuse its new settings.
+        """
+        plan = Plan()
+        attended = {name: member.attendant.spec for name, member in self.members.items()}
+        specs = config.specs({name: (spec.home or spec).place for name, spec in attended.items()})
+        plan.stop.extend(self.members.keys() - {spec.name for spec in specs})
+        for spec in specs:
+            member = self.members.get(spec.name)
+            if member is None or (member.task is not None and member.task.done()):
+                plan.start.append(spec)
+                continue
+            running = member.attendant.spec
+            wanted = spec.in_place_of(running)
+            if running.differs_in_image(wanted):
+                plan.replace.append(wanted)
+            elif key := running.restart_needed_for(wanted):
+                raise ReloadError(key)
+            else:
+                plan.keep.append((wanted, member.attendant.room.settings_for(wanted)))
+        return plan
+
+    def carry_out(self, plan: Plan) -> dict[str, Outcome]:
+        """Carry out a plan. A failure is logged and affects only its own enclave.
+
+        Returns:
+            The result for each enclave, except for those that get another image, which takes minutes.
+        """
+        outcomes: dict[str, Outcome] = {}
+        for spec, tunnel_config in plan.keep:
+            outcomes[spec.name] = self.members[spec.name].attendant.adopt(spec, tunnel_config)
+        for name in plan.stop:
+            outcomes[name] = self._order(self._end(name))
+        for spec in plan.start:
+            outcomes[spec.name] = self._order(self._start(spec))
+        for spec in plan.replace:
+            self.replace(spec)
+        return outcomes
+
+    def reattest(self) -> dict[str, Outcome]:
+        """Attest every served enclave again now, and return the result for each."""
+        served = {name: one for name, one in self.members.items() if one.task is None or not one.task.done()}
+        return {name: member.attendant.reattest() for name, member in served.items()}
+
+    def replace(self, spec: EnclaveSpec) -> None:
+        """Start to replace an enclave with one from another image; see `wgvsock.relay.enclaves.replacement`.
+
+        Raises:
+            ReplacementError: The enclave is already being replaced.
+        """
+        member = self.members[spec.name]
+        if member.replacement is not None:
+            raise ReplacementError(
+                f'cannot replace the enclave "{spec.name}"',
+                why="it is already being replaced",
+                fix="wait until that ends",
+            )
+        place = free_place(set().union(*(attendant.spec.places for attendant in self.attendants)))
+        member.replacement = Replacement(member, spec, place, self._make)
+        self._order(self._replace(spec.name, member, member.replacement))
+
+    def snapshots(self) -> tuple[EnclaveSnapshot, ...]:
+        """The state of each enclave and of its replacement."""
+        return tuple(_snapshot(member) for member in self.members.values())
+
+    # Internals.
+
+    def _tasks(self) -> set[asyncio.Task[Any]]:
+        tasks: set[asyncio.Task[Any]] = {one.task for one in self.members.values() if one.task is not None}
+        return {task for task in tasks | self._orders if not task.done()}
+
+    def _order(self, work: Coroutine[Any, Any, WgvsockError | None]) -> Outcome:
+        task = asyncio.ensure_future(work)
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+        self._changed.set()
+        return task
+
+    def _report_ends(self) -> None:
+        new: dict[str, WgvsockError] = {}
+        for name, member in self.members.items():
+            task = member.task
+            if task is None or not task.done() or task.cancelled() or (error := task.exception()) is None:
+                continue
+            if not isinstance(error, WgvsockError):
+                raise error
+            if member not in self._failed:
+                self._failed[member] = new[name] = error
+        is_last = not self._tasks()
+        for name, error in list(new.items())[: -1 if is_last else None]:
+            _complain(name, "the enclave is no longer served, but the others are", error)
+        if is_last and self._failed:
+            raise list(self._failed.values())[-1]
+
+    async def _start(self, spec: EnclaveSpec) -> WgvsockError | None:
+        member = Member(self._make(spec))
+        try:
+            await member.attendant.open()
+        except WgvsockError as error:
+            await member.attendant.close()
+            _complain(spec.name, "the enclave is not served", error)
+            return error
+        except asyncio.CancelledError:
+            await member.attendant.close()
+            raise
+        self.members[spec.name] = member
+        member.begin()
+        self._changed.set()
+        return None
+
+    async def _end(self, name: str) -> None:
+        await self.members[name].end()
+        del self.members[name]
+        _log.info("the enclave is no longer served", extra=fields(enclave=name))
+
+    async def _replace(self, name: str, member: Member, replacement: Replacement) -> None:
+        try:
+            await replacement.run()
+        except WgvsockError as error:
+            _complain(name, "the enclave was not replaced", error)
+        else:
+            _log.info("the enclave has been replaced", extra=fields(enclave=name))
+        finally:
+            member.replacement = None
+            if self._stopping is not None:  # another attendant may serve now than the one told
+                member.attendant.stop(keep_flows=self._stopping)
+
+
+def _snapshot(member: Member) -> EnclaveSnapshot:
+    other = None if member.replacement is None else member.replacement.other
+    return replace(member.attendant.snapshot(), replacement=None if other is None else other.attendant.snapshot())
+
+
+def _complain(name: str, what: str, error: WgvsockError) -> None:
+    _log.error(what, extra=error_fields(error, enclave=name))
