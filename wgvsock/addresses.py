@@ -1,13 +1,27 @@
-"""Where a stream or a datagram goes: one value type for each kind of endpoint, parsed from and formatted to text.
+"""Endpoint addresses: one value type for each kind of endpoint, parsed from text and formatted to text.
 
-Text forms (``parse_address`` and ``str()`` are inverse):
+Text forms (``parse_address`` and ``str()`` are inverses):
 
 * ``vsock:16:51820``            AF_VSOCK, context identifier (CID) 16, port 51820 (vsock(7)); ``vm(16):51820``,
-  ``host(2):…``, ``local(1):…`` and ``hypervisor(0):…``, as Go programs print them, are read as well
+  ``host(2):…``, ``local(1):…`` and ``hypervisor(0):…``, as Go programs print them, are also accepted
 * ``unix:/run/enclave.sock``    Unix stream socket
 * ``hybrid:/run/v.sock:51820``  Unix stream socket of a virtual machine monitor that forwards ``CONNECT 51820`` to the
   guest's vsock port ("hybrid vsock": Firecracker, Cloud Hypervisor, vhost-device-vsock)
 * ``tcp:127.0.0.1:51820``, ``tcp:[::1]:51820``, ``udp:…``
+
+Which CIDs may be used, and by whom:
+
+========================  ==============================================================================================
+0, the hypervisor         never dialled: no WireGuard end listens there (`is_dialable`)
+1, this machine           the operator only, in a configuration: two services on one machine (vsock_loopback)
+2, the host               the operator only: it is the parent inside a QEMU guest, the lab's guests included
+3, the parent on Nitro    the operator only: the enclave's ``parent_cid``
+4 to 2^32-2               the operator and ``nitro-cli``: an enclave (`enclave_cid`)
+2^32-1, any               listeners only, and as a placeholder for an enclave that has yet to be launched
+========================  ==============================================================================================
+
+A CID or port that does not fit into ``struct sockaddr_vm`` is rejected at construction: Python's own ``connect``
+truncates such a number to 32 bits and dials the result.
 """
 
 from __future__ import annotations
@@ -15,12 +29,57 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import Final, NewType
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Final, Self
 
 from wgvsock.errors import ConfigurationError
 
-Cid = NewType("Cid", int)
-Port = NewType("Port", int)
+# Either family. `Address`, below, is an endpoint: a stream's or a datagram's.
+IpAddress = IPv4Address | IPv6Address
+IpInterface = IPv4Interface | IPv6Interface
+IpNetwork = IPv4Network | IPv6Network
+
+_MAX_U32: Final = 0xFFFFFFFF
+_MAX_U16: Final = 0xFFFF
+
+
+class Cid(int):
+    """A context identifier: 32 bits (linux/vm_sockets.h, svm_cid).
+
+    Raises:
+        ConfigurationError: The number does not fit into 32 bits, or is negative.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: int) -> Self:
+        """Check the range."""
+        if not 0 <= value <= _MAX_U32:
+            raise _out_of_range("CID", _MAX_U32)
+        return super().__new__(cls, value)
+
+
+class Port(int):
+    """A port: 32 bits over vsock (svm_port), 16 bits in `TcpAddress` and `UdpAddress`.
+
+    Raises:
+        ConfigurationError: The number does not fit into 32 bits, or is negative.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: int) -> Self:
+        """Check the range."""
+        if not 0 <= value <= _MAX_U32:
+            raise _out_of_range("port", _MAX_U32)
+        return super().__new__(cls, value)
+
+
+def _out_of_range(name: str, limit: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"the {name} is out of range", why=f"a {name} is a number from 0 to {limit}", fix=f"correct the {name}"
+    )
+
 
 VMADDR_CID_HYPERVISOR: Final = Cid(0)
 VMADDR_CID_LOCAL: Final = Cid(1)
@@ -29,14 +88,17 @@ VMADDR_CID_ANY: Final = Cid(0xFFFFFFFF)
 VMADDR_PORT_ANY: Final = Port(0xFFFFFFFF)
 
 NITRO_PARENT_CID: Final = Cid(3)
-"""The parent instance's CID as an enclave sees it (AWS Nitro Enclaves user guide); a QEMU host is `VMADDR_CID_HOST`."""
+"""The parent instance's CID as an enclave sees it (AWS Nitro Enclaves user guide). A QEMU host is `VMADDR_CID_HOST`."""
 
 WIREGUARD_PORT: Final = Port(51820)
 PROVISIONING_PORT: Final = Port(51821)
-"""WireGuard port + 1, as the paper has it."""
+"""The WireGuard port plus 1, as in the paper."""
 
-_MAX_U32: Final = 0xFFFFFFFF
-_MAX_PATH: Final = 107  # sun_path holds 108 bytes with its final NUL (unix(7))
+DNS_PORT: Final = Port(53)
+
+_FIRST_ENCLAVE_CID: Final = 4
+_LAST_CID: Final = 0xFFFFFFFE
+_MAX_PATH: Final = 107  # sun_path holds 108 bytes, including the final NUL (unix(7))
 _NAMED_CID: Final = re.compile(r"([a-z]+)\(([0-9]{1,10})\)")
 _CID_NAMES: Final[dict[int, str]] = {
     VMADDR_CID_HYPERVISOR: "hypervisor",
@@ -48,7 +110,7 @@ _FORMS: Final = "vsock:CID:PORT, unix:PATH, hybrid:PATH:PORT, tcp:IP:PORT or udp
 
 @dataclass(frozen=True, slots=True)
 class VsockAddress:
-    """An AF_VSOCK stream address (vsock(7)); CID and port are unsigned 32-bit integers."""
+    """An AF_VSOCK stream address (vsock(7)). CID and port are unsigned 32-bit integers."""
 
     cid: Cid
     port: Port
@@ -80,10 +142,14 @@ class HybridVsockAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A TCP address; the host is a numeric IPv4 or IPv6 address."""
+    """A TCP address: a numeric IPv4 or IPv6 host and a 16-bit port."""
 
     host: str
     port: Port
+
+    def __post_init__(self) -> None:
+        if self.port > _MAX_U16:
+            raise _out_of_range("port", _MAX_U16)
 
     def __str__(self) -> str:
         return f"tcp:{_host_port(self.host, self.port)}"
@@ -91,10 +157,14 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UdpAddress:
-    """A UDP address; the host is a numeric IPv4 or IPv6 address."""
+    """A UDP address: a numeric IPv4 or IPv6 host and a 16-bit port."""
 
     host: str
     port: Port
+
+    def __post_init__(self) -> None:
+        if self.port > _MAX_U16:
+            raise _out_of_range("port", _MAX_U16)
 
     def __str__(self) -> str:
         return f"udp:{_host_port(self.host, self.port)}"
@@ -104,15 +174,35 @@ StreamAddress = VsockAddress | UnixAddress | HybridVsockAddress | TcpAddress
 Address = StreamAddress | UdpAddress
 
 
-def parse_address(text: str) -> Address:
-    """Parse one of the forms in the module's docstring.
+def is_dialable(cid: Cid) -> bool:
+    """Whether a CID can be connected to: any but the hypervisor's and the listeners' wildcard."""
+    return VMADDR_CID_HYPERVISOR < cid < VMADDR_CID_ANY
+
+
+def enclave_cid(value: int) -> Cid:
+    """The CID of an enclave, as a tool reports it: 4 to 2^32-2 (``nitro-cli run-enclave`` refuses 0 to 3).
 
     Raises:
-        ConfigurationError: The text is none of them, or a number is out of range.
+        ConfigurationError: No enclave can have this CID.
+    """
+    if not _FIRST_ENCLAVE_CID <= value <= _LAST_CID:
+        raise ConfigurationError(
+            "no enclave can have this CID",
+            why=f"an enclave's CID is a number from {_FIRST_ENCLAVE_CID} to {_LAST_CID}",
+            fix="look up the CID with nitro-cli describe-enclaves",
+        )
+    return Cid(value)
+
+
+def parse_address(text: str) -> Address:
+    """Parse one of the forms listed in the module's docstring.
+
+    Raises:
+        ConfigurationError: The text has no such form, or a number is out of range.
     """
     scheme, separator, rest = text.partition(":")
     if not separator:
-        raise _malformed(text, "it names no kind of address")
+        raise _malformed(text, "it does not start with a kind of address")
     match scheme:
         case "vsock":
             cid, _, port = rest.partition(":")
@@ -129,31 +219,47 @@ def parse_address(text: str) -> Address:
         case _ if (named := _named_cid(scheme)) is not None:
             return VsockAddress(named, Port(_number(rest, "port", _MAX_U32, text)))
         case _:
-            raise _malformed(text, "its kind is unknown")
+            raise _malformed(text, "it starts with an unknown kind of address")
 
 
 def parse_stream_address(text: str) -> StreamAddress:
-    """Parse an address that carries a stream, that is any but ``udp:``.
+    """Parse an address that carries a stream: any form but ``udp:``.
 
     Raises:
-        ConfigurationError: As `parse_address`, and for ``udp:``.
+        ConfigurationError: As for `parse_address`, and for ``udp:``.
     """
     address = parse_address(text)
     if isinstance(address, UdpAddress):
-        raise _malformed(text, "a stream is needed here, and UDP carries none")
+        raise _malformed(text, "this address must carry a stream, and UDP carries datagrams")
     return address
 
 
+def overlap(one: StreamAddress, other: StreamAddress) -> bool:
+    """Whether a listener at one address takes connections meant for the other: the same address or a wildcard.
+
+    A wildcard covers one family: ``tcp:0.0.0.0`` and ``tcp:[::]`` can listen on the same port.
+    """
+    match one, other:
+        case VsockAddress(cid, port), VsockAddress(cid_2, port_2):
+            return port == port_2 and (cid == cid_2 or VMADDR_CID_ANY in {cid, cid_2})
+        case TcpAddress(host, port), TcpAddress(host_2, port_2):
+            first, second = ipaddress.ip_address(host), ipaddress.ip_address(host_2)
+            covered = first == second or first.is_unspecified or second.is_unspecified
+            return port == port_2 != 0 and first.version == second.version and covered
+        case _:
+            return one == other
+
+
 def vsock_to_ipv4(address: VsockAddress) -> str:
-    """Text that stock ``wg`` accepts as an endpoint: CID 6, port 51820 is ``0.0.0.6:51820`` (big-endian CID)."""
+    """The endpoint in a form that stock ``wg`` accepts: CID 6, port 51820 is ``0.0.0.6:51820`` (big-endian CID)."""
     return f"{ipaddress.IPv4Address(address.cid)}:{address.port}"
 
 
 def vsock_from_ipv4(text: str) -> VsockAddress:
-    """Inverse of `vsock_to_ipv4`; a decimal CID (``16:51820``) and ``vm(16):51820`` are accepted as well.
+    """Inverse of `vsock_to_ipv4`. A decimal CID (``16:51820``) and ``vm(16):51820`` are accepted as well.
 
     Raises:
-        ConfigurationError: The host is none of the three, or a number is out of range.
+        ConfigurationError: The host has none of these forms, or a number is out of range.
     """
     host, _, port = text.rpartition(":")
     try:
@@ -165,7 +271,7 @@ def vsock_from_ipv4(text: str) -> VsockAddress:
 
 
 def _named_cid(text: str) -> Cid | None:
-    """CID of ``hypervisor(0)``, ``local(1)``, ``host(2)`` or ``vm(N)`` with N of 3 and more; None for anything else."""
+    """The CID in ``hypervisor(0)``, ``local(1)``, ``host(2)`` or ``vm(N)`` with N >= 3, or None for any other text."""
     found = _NAMED_CID.fullmatch(text)
     cid = int(found[2]) if found else _MAX_U32 + 1
     if found is None or cid > _MAX_U32 or found[1] != _CID_NAMES.get(cid, "vm"):
@@ -183,21 +289,21 @@ def _ip_port(rest: str, text: str) -> tuple[str, Port]:
     try:
         ip = ipaddress.ip_address(bare)
     except ValueError:
-        raise _malformed(text, "the host is no numeric IP address") from None
+        raise _malformed(text, "the host is not a numeric IP address") from None
     if (ip.version == 6) != (bare != host):
-        raise _malformed(text, "an IPv6 host, and no other, stands in square brackets")
-    return str(ip), Port(_number(port, "port", 0xFFFF, text))
+        raise _malformed(text, "an IPv6 host needs square brackets, and an IPv4 host takes none")
+    return str(ip), Port(_number(port, "port", _MAX_U16, text))
 
 
 def _number(digits: str, name: str, limit: int, text: str) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and int(digits) <= limit):
-        raise _malformed(text, f"the {name} is no decimal number from 0 to {limit}")
+        raise _malformed(text, f"the {name} is not a decimal number from 0 to {limit}")
     return int(digits)
 
 
 def _path(path: str, text: str) -> str:
     if not path or "\0" in path or len(path.encode()) > _MAX_PATH:
-        raise _malformed(text, f"a socket's path is 1 to {_MAX_PATH} bytes, without NUL")
+        raise _malformed(text, f"a socket path has 1 to {_MAX_PATH} bytes and no NUL")
     return path
 
 

@@ -1,13 +1,13 @@
-"""Every exception that wgvsock raises on purpose; anything else that escapes is a bug.
+"""Every exception that wgvsock raises on purpose. Any other exception that escapes is a bug.
 
 The tree::
 
     WgvsockError
-    ├── ConfigurationError            what the operator wrote is wrong                     exit 2
+    ├── ConfigurationError            the operator's input is wrong                        exit 2
     ├── TransportError                bytes could not be carried                           exit 6
     │   └── FramingError              a stream stopped being a sequence of frames
     ├── ProtocolError
-    │   ├── LocalProtocolError        we misused a protocol object: a bug of the caller
+    │   ├── LocalProtocolError        we misused a protocol object: a bug in the caller
     │   └── RemoteProtocolError       the peer broke the protocol
     ├── AttestationError              a document was refused; one class per failed check   exit 5
     │   └── (see `wgvsock.attestation.errors`)
@@ -16,7 +16,7 @@ The tree::
     └── SystemSetupError              the kernel or a tool refused, or is missing          exit 7
 
 An operator sees three lines: ``error[WGV-E012]: what`` / ``why: …`` / ``fix: …``. Every code is listed in
-docs/errors.md, and a test holds the two together.
+docs/errors.md, and a test keeps the two in step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WgvsockError(Exception):
 
     Args:
         what: What could not be done, in one line, without a final full stop.
-        why: What was found to cause it. Never holds a secret, never echoes untrusted input verbatim.
+        why: The cause that was found. Never holds a secret, never echoes untrusted input verbatim.
         fix: What the operator can do about it.
     """
 
@@ -47,7 +47,7 @@ class WgvsockError(Exception):
 
 
 class ConfigurationError(WgvsockError):
-    """A configuration, an argument or an address does not say what it has to."""
+    """A configuration, an argument or an address is invalid."""
 
     code = "WGV-E001"
     exit_code = 2
@@ -61,13 +61,13 @@ class TransportError(WgvsockError):
 
 
 class FramingError(TransportError):
-    """The byte stream stopped being a sequence of frames; the stream has to be closed."""
+    """The byte stream stopped being a sequence of frames and must be closed."""
 
     code = "WGV-E011"
 
 
 class ProtocolError(WgvsockError):
-    """A protocol was broken, by us or by them."""
+    """A protocol was violated, by us or by the peer."""
 
     code = "WGV-E020"
 
@@ -79,7 +79,7 @@ class LocalProtocolError(ProtocolError):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side sent what its state does not allow."""
+    """The peer sent something that the protocol's state does not allow."""
 
     code = "WGV-E022"
 
@@ -87,7 +87,7 @@ class RemoteProtocolError(ProtocolError):
 class AttestationError(WgvsockError):
     """An attestation document was refused.
 
-    Subclasses name the failed check in `check`, the word that ``wgvsock attest verify`` prints.
+    Each subclass names the failed check in `check`. ``wgvsock attest verify`` prints that word.
     """
 
     code = "WGV-E030"
@@ -102,7 +102,7 @@ class ProvisioningError(WgvsockError):
 
 
 class SystemSetupError(WgvsockError):
-    """The kernel, a device node or a tool that the job needs is missing or refused."""
+    """The kernel, a device node or a required tool is missing or refused the request."""
 
     code = "WGV-E050"
     exit_code = 7

@@ -1,17 +1,18 @@
-"""Datagrams on a byte stream: both framings, no I/O.
+"""Datagrams on a byte stream: both framings, without I/O.
 
-``native``, ours: a u32 **big-endian** payload length in front of each datagram. No checksum: the AEAD inside is one::
+``native``, ours: a u32 **big-endian** payload length before each datagram. It has no checksum, because the AEAD inside
+protects integrity::
 
     length:u32be | payload
 
 ``compat``, the framing of the paper's program (wireguard-go-vsock): a u16 **little-endian** payload length and the
-**little-endian** CRC-32 (IEEE 802.3) of the payload. No greeting, no version; a bad checksum or a short read closes
-the stream::
+**little-endian** CRC-32 (IEEE 802.3) of the payload. It has no greeting and no version. A bad checksum or a short read
+closes the stream::
 
     length:u16le | crc32:u32le | payload
 
-Encoding writes a header into the room in front of a datagram that was sealed in place. Decoding owns the receive
-buffer and hands out views of it: nothing is copied but the part of a frame that the end of a read cuts off.
+Encoding writes a header into the space in front of a datagram that was sealed in place. Decoding owns the receive
+buffer and hands out views of it. The only bytes copied are those of a frame that the end of a read cuts off.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import struct
 import zlib
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from wgvsock.errors import FramingError
 
@@ -31,13 +32,14 @@ else:
     _crc32 = isal_zlib.crc32  # 12 times faster on a full frame
 
 RECEIVE_BUFFER_SIZE: Final = 256 * 1024
-"""Bytes of one read: four super-packets, or 180 full packets; more gains nothing and costs cache."""
+"""Bytes of one read: four super-packets, or 180 full packets. More gains nothing and costs cache."""
 
 MAX_NATIVE_DATAGRAM: Final = 65_600
-"""A 65,535-byte packet, 10 of virtio-net header, padding to 16, 32 of WireGuard header and tag: 65,584, rounded up."""
+"""A 65,535-byte packet, 10 bytes of virtio-net header, padding to a multiple of 16, and 32 bytes of WireGuard header
+and tag make 65,584. Rounded up."""
 
 MAX_COMPAT_DATAGRAM: Final = 65_530
-"""What the paper's program accepts: 65,536 less its header's 6 bytes."""
+"""What the paper's program accepts: 65,536 minus its 6-byte header."""
 
 
 class Framing(StrEnum):
@@ -48,17 +50,37 @@ class Framing(StrEnum):
 
 
 class Codec(Protocol):
-    """Header writer and frame parser of one framing."""
+    """Header writer and frame parser of one framing.
+
+    Attributes:
+        header_length: Bytes of a frame's header.
+        max_datagram: Largest payload of a frame, in bytes.
+    """
 
     header_length: int
     max_datagram: int
 
-    def write_header(self, buffer: memoryview, offset: int, length: int) -> None:
-        """Write the header at `offset` for the `length` bytes of payload that already stand right behind it."""
+    def write_header(self, buffer: memoryview, offset: int, length: int, /) -> None:
+        """Write a frame's header.
+
+        Args:
+            buffer: Holds the payload, preceded by space for the header.
+            offset: Where to write the header, `header_length` bytes.
+            length: Bytes of payload that already follow it, 1 to `max_datagram`.
+        """
         ...
 
     def parse(self, buffer: memoryview, start: int, end: int, frames: list[memoryview]) -> int:
-        """Append the payload of every whole frame in ``buffer[start:end]``; the offset of the first that is not whole.
+        """Parse every complete frame in ``buffer[start:end]``.
+
+        Args:
+            buffer: Bytes of the stream.
+            start: Offset of the first frame.
+            end: Offset of the end of the data.
+            frames: Takes the frames' payloads, as views of `buffer`.
+
+        Returns:
+            The offset of the first byte that no complete frame contains, at most `end`.
 
         Raises:
             FramingError: A length is out of bounds or a checksum is wrong.
@@ -72,11 +94,10 @@ class NativeCodec:
     header_length = 4
     max_datagram = MAX_NATIVE_DATAGRAM
 
-    _header = struct.Struct(">I")
+    _header: ClassVar = struct.Struct(">I")
 
-    def write_header(self, buffer: memoryview, offset: int, length: int) -> None:
-        """See `Codec.write_header`."""
-        self._header.pack_into(buffer, offset, length)
+    def __init__(self) -> None:
+        self.write_header = self._header.pack_into  # nothing but the length: the struct itself does it
 
     def parse(self, buffer: memoryview, start: int, end: int, frames: list[memoryview]) -> int:
         """See `Codec.parse`."""
@@ -102,7 +123,7 @@ class CompatCodec:
     header_length = 6
     max_datagram = MAX_COMPAT_DATAGRAM
 
-    _header = struct.Struct("<HI")
+    _header: ClassVar = struct.Struct("<HI")
 
     def write_header(self, buffer: memoryview, offset: int, length: int) -> None:
         """See `Codec.write_header`."""
@@ -137,19 +158,20 @@ _CODECS: Final[dict[Framing, Codec]] = {Framing.NATIVE: NativeCodec(), Framing.C
 
 
 def codec_for(framing: Framing) -> Codec:
-    """The codec of a framing; it holds no state and is shared."""
+    """The codec of a framing. It holds no state and is shared."""
     return _CODECS[framing]
 
 
 class FrameDecoder:
-    """Cuts a byte stream into datagrams, however the stream was chunked.
+    """Cuts a byte stream into datagrams, however the stream is chunked.
 
-    ``view = decoder.receive_buffer()``, receive at most ``len(view)`` bytes into it, ``decoder.received(n)``. The
-    datagrams it returns are views of the decoder's one buffer: valid until the next `receive_buffer`.
+    Take ``view = decoder.receive_buffer()``, receive at most ``len(view)`` bytes into it, then call
+    ``decoder.received(n)``. The datagrams it returns are views of the decoder's one buffer. They are valid until the
+    next `receive_buffer`.
 
     Args:
-        framing: Which framing the stream carries.
-        buffer_size: Bytes of the buffer; the largest frame must fit.
+        framing: The framing of the stream.
+        buffer_size: Bytes of the buffer, raised to the size of the largest frame if that is more.
     """
 
     def __init__(self, framing: Framing, buffer_size: int = RECEIVE_BUFFER_SIZE) -> None:
@@ -157,26 +179,39 @@ class FrameDecoder:
         self._minimum_room = self._codec.header_length + self._codec.max_datagram
         self._buffer = memoryview(bytearray(max(buffer_size, self._minimum_room)))
         self._start = 0  # the first byte not yet handed out
-        self._end = 0  # behind the last byte received
+        self._end = 0  # after the last byte received
 
     def receive_buffer(self) -> memoryview:
-        """Where the next bytes of the stream belong; never empty."""
+        """The space for the next bytes of the stream, never empty."""
         start, end = self._start, self._end
         if start == end:
             self._start = self._end = 0
             return self._buffer
         if start:
-            # The rest of a cut-off frame moves to the front: the room behind it always takes the whole frame.
+            # Move the partial frame to the front: the space behind it then always holds the rest of the frame.
             self._buffer[: end - start] = self._buffer[start:end]
             self._start = 0
             self._end = end - start
         return self._buffer[self._end :]
 
+    def enlarge(self, buffer_size: int = RECEIVE_BUFFER_SIZE) -> None:
+        """Continue with a larger buffer of `buffer_size` bytes.
+
+        Datagrams already handed out stay valid: they are views of the old buffer.
+        """
+        larger = memoryview(bytearray(buffer_size))
+        rest = self._end - self._start
+        larger[:rest] = self._buffer[self._start : self._end]
+        self._buffer, self._start, self._end = larger, 0, rest
+
     def received(self, length: int) -> list[memoryview]:
-        """Take in `length` bytes that were written to the last `receive_buffer`; the datagrams that are now whole.
+        """Accept `length` bytes that were written to the last `receive_buffer`.
+
+        Returns:
+            The datagrams that are now complete, as views of the buffer.
 
         Raises:
-            FramingError: The stream is no sequence of frames; nothing more can be decoded from it.
+            FramingError: The stream is not a sequence of frames. Nothing more can be decoded from it.
         """
         frames: list[memoryview] = []
         self._end += length
@@ -187,6 +222,6 @@ class FrameDecoder:
 def _bad_length(length: int, limit: int) -> FramingError:
     return FramingError(
         "a frame on the stream is damaged",
-        why=f"it announces {length} bytes of payload, and 1 to {limit} are allowed",
+        why=f"it announces a payload of {length} bytes, and 1 to {limit} are allowed",
         fix="check that both ends speak the same framing",
     )

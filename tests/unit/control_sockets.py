@@ -7,20 +7,23 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wgvsock.addresses import UnixAddress
-from wgvsock.telemetry.endpoint import Answer, Endpoint, Route, as_json
+from wgvsock.telemetry.endpoint import Answer, Route, Routes, as_json
+from wgvsock.telemetry.endpoint import Server as RouteServer
+from wgvsock.telemetry.schema import SCHEMA
 
 Server = Callable[[socket.socket], None]
-"""Serves the far end of one connection, on which the request waits already, and closes it."""
+"""Serves the far end of one connection, on which the request is already waiting, and closes it."""
 
 
 class ControlSockets:
-    """Who listens at which path; everything else refuses."""
+    """The listener at each path. All other paths refuse."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._servers: dict[str, Server] = {}
@@ -28,18 +31,18 @@ class ControlSockets:
         client = SimpleNamespace(
             AF_UNIX=socket.AF_UNIX, SOCK_STREAM=socket.SOCK_STREAM, socket=lambda _family, _kind: _Channel(self)
         )
-        monkeypatch.setattr("wgvsock.telemetry.endpoint.socket", client)
+        monkeypatch.setattr("wgvsock.telemetry.client.socket", client)
 
-    def serve(self, path: str, routes: Mapping[tuple[str, str], Route]) -> None:
-        """An endpoint with these routes listens there."""
+    def serve(self, path: str, routes: Routes) -> None:
+        """Let an endpoint with these routes listen there."""
         self._servers[path] = lambda far: asyncio.run(_serve(far, routes))
 
     def serve_status(self, path: str, status: object) -> None:
-        """A service listens there that is always the same."""
+        """Let a service that never changes listen there."""
         self.serve(path, {("GET", "/status"): lambda: as_json(status)})
 
     def serve_bytes(self, path: str, answer: bytes) -> None:
-        """Something listens there that says this to everybody."""
+        """Let something listen there that sends this to every client."""
 
         def server(far: socket.socket) -> None:
             far.recv(65536)
@@ -48,23 +51,27 @@ class ControlSockets:
 
         self._servers[path] = server
 
+    def serve_with(self, path: str, server: Server) -> None:
+        """Let something of the test's own listen there."""
+        self._servers[path] = server
+
     def serve_silence(self, path: str) -> None:
-        """Something listens there that accepts, and hangs."""
+        """Let something listen there that accepts, and hangs."""
         self._servers[path] = lambda _: None
 
     def stop(self, path: str) -> None:
-        """Nobody listens there any more."""
+        """Stop listening there."""
         del self._servers[path]
 
     def refuse(self, path: str, error: int) -> None:
-        """Connecting there fails in this way."""
+        """Let connections there fail in this way."""
         self._errors[path] = error
 
     def server_at(self, path: str) -> Server:
-        """Who listens there.
+        """Return the listener there.
 
         Raises:
-            OSError: Nobody, as connect(2) says it.
+            OSError: None, as connect(2) reports it.
         """
         if path not in self._servers:
             number = self._errors.get(path, errno.ENOENT)
@@ -91,15 +98,15 @@ class _Channel(socket.socket):
         super().close()
 
 
-async def _serve(far: socket.socket, routes: Mapping[tuple[str, str], Route]) -> None:
-    endpoint = Endpoint(UnixAddress("nowhere"), routes)
+async def _serve(far: socket.socket, routes: Routes) -> None:
+    server = RouteServer(routes)
     far.setblocking(False)
-    await asyncio.get_running_loop().connect_accepted_socket(endpoint._connection, far)
-    await turns_until(lambda: not endpoint._connections)
+    server.accept(far, UnixAddress("nowhere"))
+    await turns_until(lambda: not server._connections)
 
 
 async def turns_until(condition: Callable[[], object]) -> None:
-    """Let the event loop turn until something holds."""
+    """Run the event loop until something holds."""
     for _ in range(1000):
         if condition():
             return
@@ -110,3 +117,12 @@ async def turns_until(condition: Callable[[], object]) -> None:
 def text(body: str) -> Route:
     """A route that answers this."""
     return lambda: Answer(body)
+
+
+PATH = "/run/wgvsock/relay.sock"
+ROUTES: Mapping[tuple[str, str], Route] = {
+    ("GET", "/live"): text("alive\n"),
+    ("GET", "/ready"): lambda: as_json({"ready": False}, HTTPStatus.SERVICE_UNAVAILABLE),
+    ("GET", "/status"): lambda: as_json({"schema": SCHEMA, "ready": True}),
+    ("POST", "/reload"): lambda: as_json({"schema": SCHEMA}, HTTPStatus.ACCEPTED),
+}

@@ -1,7 +1,7 @@
 """A relay and an enclave in one process and one event loop: production services on kernels in memory.
 
-Only the machine is replaced: TUN, rtnetlink, nft and the security module. The streams are Unix sockets in a folder of
-the test's, WireGuard, provisioning and attestation are the real ones. Use it inside `without_waiting`.
+Only the machine is replaced: TUN, rtnetlink, nft and the security module. The streams are Unix sockets in the test's
+folder. WireGuard, provisioning and attestation are real. Use it inside `without_waiting`.
 """
 
 from __future__ import annotations
@@ -13,31 +13,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
 from lab.nsm.faults import Faults
 from lab.nsm.pki import LabAuthority
 from lab.nsm.signer import FakeNsm, LabEnclave, utc_now
 from wgvsock import settings
 from wgvsock.enclave.config import EnclaveConfig
+from wgvsock.enclave.status import enclave_status
 from wgvsock.enclave.supervisor import EnclaveSupervisor
 from wgvsock.relay.config import RelayConfig
-from wgvsock.relay.launcher import Launcher
-from wgvsock.relay.supervisor import RelaySupervisor
+from wgvsock.relay.enclaves.attendant import Attendant
+from wgvsock.relay.sections import AttestationSettings
+from wgvsock.relay.service import MakeLauncher, RelayService
+from wgvsock.relay.snapshots import Readiness
+from wgvsock.relay.status import relay_status
 from wgvsock.testing import MemoryTun
 from wgvsock.testing.kernel import MemoryFilter, MemoryKernel
+from wgvsock.testing.machine import MemoryMachine
 
 _T = TypeVar("_T")
 
 
 def relay_config(folder: Path, enclave: LabEnclave, root: bytes, extra: str = "") -> RelayConfig:
-    """A relay.toml for this pair; `extra` is TOML that follows."""
+    """A relay.toml for this pair, followed by the TOML in `extra`."""
     pcrs = "\n".join(f'pcr{index} = "{enclave.measurements[index].hex()}"' for index in (0, 1, 2))
     text = f"""
         runtime_directory = "{folder / "relay"}"
         [enclave]
         address = "unix:{folder / "w"}"
         provisioning_address = "unix:{folder / "p"}"
+        addresses = ["10.73.0.2/24", "fd73::2/64"]
+        [interface]
+        addresses = ["10.73.0.1/24", "fd73::1/64"]
         [attestation]
         root_sha256 = ["{root.hex()}"]
         [[attestation.pcr_sets]]
@@ -63,79 +69,110 @@ def enclave_config(folder: Path, extra: str = "") -> EnclaveConfig:
     return settings.parse(EnclaveConfig, text)
 
 
-async def call_inline(call: Callable[[], _T], **_: float) -> _T:
-    """In place of `call_in_thread`: a thread would make the jumping clock jump."""
-    return call()
-
-
-async def to_thread_inline(call: Callable[..., _T], *arguments: Any) -> _T:
-    """In place of `asyncio.to_thread`."""
-    return call(*arguments)
+def status_of(relay: RelayService) -> dict[str, Any]:
+    """The relay's report of its only enclave."""
+    (enclave,) = relay_status(relay.snapshot())["enclaves"]
+    return dict(enclave)
 
 
 class ServicePair:
-    """Both services, their machines, and what a test does to them."""
+    """Both services, their machines, and the test's actions on them."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority = LabAuthority(utc_now)
         self.lab_enclave = LabEnclave()
-        self.relay_kernel, self.enclave_kernel = MemoryKernel(), MemoryKernel()
-        self.filter = MemoryFilter()
-        self.relay_tuns: list[MemoryTun] = []
-        self.enclave_tuns: list[MemoryTun] = []
-        self.flows_forgiven = 0
+        self.machine = MemoryMachine()
+        self.enclave_machine = MemoryMachine()
+        self.machine.other_end = self.enclave_machine
         self.config = relay_config(folder, self.lab_enclave, self.authority.root_fingerprint)
         self.enclave_config = enclave_config(folder)
-        self.reloaded: Callable[[], RelayConfig] = lambda: self.config
-        self.relay: RelaySupervisor
+        self.reloaded: Callable[[], RelayConfig] | None = lambda: self.config
+        self.relay: RelayService
         self.enclave: EnclaveSupervisor
         self.tasks: list[asyncio.Task[Any]] = []
+        self.shown: list[str] = []
         (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-        self._replace_machines(monkeypatch)
 
-    def _replace_machines(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def opener(tuns: list[MemoryTun]) -> Callable[..., MemoryTun]:
-            def open_tun(name: str, *, packet_headroom: int = 0) -> MemoryTun:
-                tuns.append(MemoryTun(packet_headroom))
-                return tuns[-1]
+    def next_relay_machine(self) -> None:
+        """The next relay starts on another machine, with its own kernel and packet filter."""
+        self.machine = MemoryMachine()
+        self.machine.other_end = self.enclave_machine
 
-            return open_tun
+    @property
+    def relay_kernel(self) -> MemoryKernel:
+        """Of the relay's machine."""
+        return self.machine.kernel
 
-        def forgive(networks: object) -> int:
-            self.flows_forgiven += 1
-            return 1
+    @property
+    def filter(self) -> MemoryFilter:
+        """Of the relay's machine."""
+        return self.machine.filter
 
-        async def choose() -> str:
-            return "nft"
+    @property
+    def relay_tuns(self) -> list[MemoryTun]:
+        """Of the relay's machine."""
+        return self.machine.tuns
 
-        relay, enclave = "wgvsock.relay.supervisor", "wgvsock.enclave.supervisor"
-        monkeypatch.setattr(f"{relay}.open_tun", opener(self.relay_tuns))
-        monkeypatch.setattr(f"{enclave}.open_tun", opener(self.enclave_tuns))
-        monkeypatch.setattr(f"{relay}.open_netlink", self.relay_kernel.open)
-        monkeypatch.setattr(f"{enclave}.open_netlink", self.enclave_kernel.open)
-        monkeypatch.setattr("wgvsock.system.netfilter.run_tool", self.filter)
-        monkeypatch.setattr("wgvsock.system.netfilter.choose_backend", choose)
-        monkeypatch.setattr(f"{enclave}.call_in_thread", call_inline)
-        monkeypatch.setattr("wgvsock.relay.nat.asyncio.to_thread", to_thread_inline)
-        monkeypatch.setattr("wgvsock.system.conntrack.forgive_interruption", forgive)
+    @property
+    def enclave_kernel(self) -> MemoryKernel:
+        """Of the enclave."""
+        return self.enclave_machine.kernel
+
+    @property
+    def enclave_tuns(self) -> list[MemoryTun]:
+        """Of the enclave."""
+        return self.enclave_machine.tuns
+
+    @property
+    def attendant(self) -> Attendant:
+        """The attendant of the only enclave."""
+        (attendant,) = self.relay.fleet.attendants
+        return attendant
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the only enclave's room is open."""
+        return bool(self.relay.fleet.members) and self.attendant.room.is_open
+
+    @property
+    def policy(self) -> AttestationSettings:
+        """Which enclaves the relay accepts."""
+        assert self.config.attestation is not None
+        return self.config.attestation
+
+    def status(self) -> dict[str, Any]:
+        """The relay's report of the only enclave."""
+        return status_of(self.relay)
+
+    def enclave_status(self) -> dict[str, Any]:
+        """The enclave's report of itself."""
+        return enclave_status(self.enclave.snapshot())
+
+    def readiness(self) -> Readiness:
+        """The only enclave's."""
+        return self.attendant.readiness()
 
     def start_enclave(self, command: Sequence[str] = (), module: Any = None) -> asyncio.Task[int]:
         """Boot the enclave: each boot has a fresh security module."""
         nsm = module or FakeNsm(self.authority, self.lab_enclave)
-        self.enclave = EnclaveSupervisor(
-            self.enclave_config, nsm, clock=asyncio.get_running_loop().time, seed=lambda _: None
-        )
+        self.enclave = EnclaveSupervisor(self.enclave_config, self.enclave_machine, nsm, seed=lambda _: None)
         return self._keep(asyncio.ensure_future(self.enclave.run(command)))
 
-    def start_relay(self, launcher: Launcher | None = None) -> asyncio.Task[None]:
+    def start_relay(self, launchers: MakeLauncher = lambda _: None) -> asyncio.Task[int]:
         """Start the relay."""
 
         def reload_config() -> RelayConfig:
+            assert self.reloaded is not None
             return self.reloaded()
 
-        clock = asyncio.get_running_loop().time
-        self.relay = RelaySupervisor(self.config, reload_config=reload_config, launcher=launcher, clock=clock)
+        self.relay = RelayService(
+            self.config,
+            self.machine,
+            reload_config=reload_config if self.reloaded else None,
+            launchers=launchers,
+            show=self.shown.append,
+        )
         return self._keep(asyncio.ensure_future(self.relay.run()))
 
     def _keep(self, task: asyncio.Task[_T]) -> asyncio.Task[_T]:
@@ -143,11 +180,11 @@ class ServicePair:
         return task
 
     def set_faults(self, **faults: Any) -> None:
-        """What is wrong with the enclave's security module from now on."""
+        """Set the fault of the enclave's security module from now on."""
         self.lab_enclave.faults = replace(Faults(), **faults)
 
     async def until(self, condition: Callable[[], object], what: str, *, limit: float = 300.0) -> None:
-        """Let the services run until something holds; `limit` is in the loop's seconds, which take no time."""
+        """Run the services until something holds. `limit` is in the loop's seconds, which take no time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
         while not condition():
@@ -164,8 +201,8 @@ class ServicePair:
         await self.until(self.is_ready, "readiness")
 
     def is_ready(self) -> bool:
-        """Whether the relay says so."""
-        return hasattr(self.relay, "_nat") and self.relay.readiness().ready
+        """Whether the relay reports it."""
+        return self.is_set_up and self.readiness().ready
 
     async def kill(self, task: asyncio.Task[Any]) -> None:
         """Stop a service's task as a cancelled program does."""
@@ -174,7 +211,7 @@ class ServicePair:
             await task
 
     async def down(self) -> None:
-        """Stop whatever still runs, as SIGTERM does."""
+        """Stop everything that is still running, as SIGTERM does."""
         for name in ("relay", "enclave"):
             service = getattr(self, name, None)
             if service is not None:

@@ -125,3 +125,16 @@ def test_garbage_is_a_framing_error_or_frames_and_nothing_else(framing: Framing,
     except FramingError:
         return
     assert sum(map(len, datagrams)) <= len(stream)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 70_000])
+def test_a_decoder_goes_on_in_a_larger_buffer(chunk: int) -> None:
+    datagrams = [b"a" * 1000, b"b" * 65_000, b"c"]
+    stream = encode(Framing.NATIVE, datagrams)
+    decoder = FrameDecoder(Framing.NATIVE, buffer_size=0)
+    middle = 40_000
+    found = decode(decoder, stream[:middle], chunk)
+    decoder.enlarge()
+    found += decode(decoder, stream[middle:], chunk)
+    assert found == datagrams
+    assert len(decoder.receive_buffer()) == RECEIVE_BUFFER_SIZE

@@ -5,13 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wgvsock.virtio_net import HEADER_LENGTH, MAXIMUM_UDP_SEGMENTS, ZERO_HEADER, HeaderFault, check_header
+from wgvsock.virtio_net import (
+    HEADER_LENGTH,
+    MAXIMUM_UDP_SEGMENTS,
+    MINIMUM_TCP_SEGMENT,
+    ZERO_HEADER,
+    HeaderFault,
+    check_header,
+    is_cut_too_fine,
+)
 
 TCP, UDP, ICMP = 6, 17, 1
 
 
 def header(*fields: int) -> bytes:
-    """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset; those left out are 0."""
+    """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset. Omitted ones are 0."""
     return struct.pack("<BBHHHH", *fields, *[0] * (6 - len(fields)))
 
 
@@ -50,6 +58,8 @@ GOOD = {
     "udp6 checksum behind an extension": header(1, 0, 0, 0, 48, 6)
     + ipv6(UDP, udp(64), extensions=bytes([UDP, 0]) + bytes(6), first=60),
     "tso4": header(1, 1, 40, 1460, 20, 16) + ipv4(TCP, tcp(64_000)),
+    "tso4 of the default MSS": header(1, 1, 40, MINIMUM_TCP_SEGMENT, 20, 16) + ipv4(TCP, tcp(64_000)),
+    "tso6 of the default MSS": header(1, 4, 60, MINIMUM_TCP_SEGMENT, 40, 16) + ipv6(TCP, tcp(64_000)),
     "tso4 with CWR": header(1, 0x81, 40, 1460, 20, 16) + ipv4(TCP, tcp(64_000)),
     "tso4 with timestamps": header(1, 1, 52, 1448, 20, 16) + ipv4(TCP, tcp(64_000, options=12)),
     "tso4 with all of it in the linear part": header(1, 1, 3040, 1460, 20, 16) + ipv4(TCP, tcp(3000)),
@@ -131,7 +141,13 @@ BAD = {
         HeaderFault.IP_HEADER,
     ),
     "no segment size": (header(1, 1, 40, 0, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
-    "tiny TCP segments": (header(1, 1, 40, 7, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
+    "tiny TCP segments": (header(1, 1, 40, 8, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
+    "TCP segments that make 135 packets of one": (
+        header(1, 1, 40, 480, 20, 16) + ipv4(TCP, tcp(64_800)),
+        HeaderFault.GSO_SIZE,
+    ),
+    "TCP segments below the default MSS": (header(1, 1, 40, 535, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
+    "TCP segments below the default MSS on IPv6": (header(1, 4, 60, 535, 40, 16) + TSO6, HeaderFault.GSO_SIZE),
     "TCP segments of Linux' magic size": (header(1, 1, 40, 0xFFFF, 20, 16) + TSO4, HeaderFault.GSO_SIZE),
     "UDP segments of Linux' magic size": (header(1, 5, 28, 0xFFFF, 20, 6) + USO4, HeaderFault.GSO_SIZE),
     "no UDP segment size": (header(1, 5, 28, 0, 20, 6) + USO4, HeaderFault.GSO_SIZE),
@@ -150,6 +166,25 @@ def test_what_no_kernel_writes_is_refused(name: str) -> None:
     assert check(packet) is fault
 
 
+@pytest.mark.parametrize("name", [name for name, packet in GOOD.items() if packet[1]])
+def test_what_is_accepted_is_not_cut_too_fine(name: str) -> None:
+    assert not is_cut_too_fine(memoryview(GOOD[name]))
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        header(1, 1, 52, 76, 20, 16) + ipv4(TCP, tcp(4000, options=12)),
+        header(1, 0x84, 60, 535, 40, 16) + ipv6(TCP, tcp(4000)),
+        header(1, 5, 28, 10, 20, 6) + ipv4(UDP, udp(10 * MAXIMUM_UDP_SEGMENTS + 1)),
+        header(1, 5, 48, 1, 40, 6) + ipv6(UDP, udp(MAXIMUM_UDP_SEGMENTS + 1)),
+    ],
+)
+def test_what_a_kernel_cuts_too_fine_is_what_is_refused(packet: bytes) -> None:
+    assert is_cut_too_fine(memoryview(packet))
+    assert check(packet) is HeaderFault.GSO_SIZE
+
+
 def test_every_fault_is_tested() -> None:
     assert {fault for _, fault in BAD.values()} == set(HeaderFault)
 
@@ -162,7 +197,7 @@ PACKETS = st.one_of(
 
 
 def is_safe(packet: bytes, fields: tuple[int, int, int, int, int, int]) -> bool:
-    """What the kernel would do with an accepted header, said without the checker's own steps."""
+    """What the kernel would do with an accepted header, written without the checker's own steps."""
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = fields
     if not flags & 1:
         return gso_type == 0 and (gso_size, hdr_len, csum_start, csum_offset) == (0, 0, 0, 0)

@@ -73,7 +73,7 @@ class FrontEnd:
         return self.reply()
 
     def order(self, request: int, payload: bytes = b"", *descriptors: int) -> None:
-        """With NEED_REPLY: done when this returns."""
+        """With NEED_REPLY: complete when this returns."""
         self.send(request, payload, *descriptors, flags=1 | 8)
         assert self.reply() == bytes(8)
 
@@ -82,7 +82,7 @@ class FrontEnd:
         self.order(Request.SET_MEM_TABLE, regions, self.file)
 
     def start(self, *, base: int = 0, enable: bool = True) -> None:
-        """As QEMU 11.1 does when the driver has said DRIVER_OK."""
+        """As QEMU 11.1 does after the driver's DRIVER_OK."""
         self.order(Request.SET_FEATURES, struct.pack("=Q", 1 << 32 | 1 << 30))
         self.share_memory()
         self.order(Request.SET_VRING_NUM, struct.pack("=II", 0, ENTRIES))
@@ -154,7 +154,7 @@ class FrontEnd:
         return response
 
     def ended(self) -> BaseException | None:
-        """Wait until the device has given up, and tell why."""
+        """Wait until the device has given up. Returns why."""
         self._thread.join(_WAIT)
         assert not self._thread.is_alive()
         return self.error

@@ -1,5 +1,5 @@
-"""The ``wgvsock`` command: one file a subcommand, each imported only when it is asked for."""
+"""The ``wgvsock`` command: one file for each subcommand, imported only when it runs."""
 
-from wgvsock.cli.entry import main
+from wgvsock.cli.start import device_main, main
 
-__all__ = ["main"]
+__all__ = ["device_main", "main"]

@@ -1,11 +1,11 @@
-"""``wgvsock device``, installed as ``wgvsock-device`` too: a userspace WireGuard that ``wg`` and ``wg-quick`` control.
+"""``wgvsock device``, also installed as ``wgvsock-device``: a userspace WireGuard that ``wg`` and ``wg-quick`` control.
 
-It starts, goes into the background and ends as wireguard-go does: the parent returns once interface and control socket
-are there; SIGINT, SIGTERM, the removal of the interface and that of the socket all end it.
+It starts, goes into the background and ends as wireguard-go does. The parent returns once the interface and the control
+socket exist. SIGINT, SIGTERM and the removal of the interface or of the socket all end it.
 
-Environment, with wireguard-go's meanings: ``WG_TUN_FD`` and ``WG_UAPI_FD`` name open descriptors to use in place of new
-ones, ``WG_PROCESS_FOREGROUND=1`` is ``--foreground``, ``LOG_LEVEL`` is verbose, debug, info, error or silent.
-``WGVSOCK_NETWORK`` and ``WGVSOCK_FRAMING`` are the defaults of the options: wg-quick passes none.
+Environment, with wireguard-go's meanings: ``WG_TUN_FD`` and ``WG_UAPI_FD`` name open descriptors to use instead of new
+ones, ``WG_PROCESS_FOREGROUND=1`` means ``--foreground``, and ``LOG_LEVEL`` is verbose, debug, info, error or silent.
+``WGVSOCK_NETWORK`` and ``WGVSOCK_FRAMING`` set the defaults of the options, because wg-quick passes none.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from wgvsock import __version__
 from wgvsock.cli.ending import run_command
+from wgvsock.cli.output import CommandParser
+from wgvsock.cli.services import take_signals
 from wgvsock.devices.tun import Tun, adopt_tun, open_tun
 from wgvsock.errors import ConfigurationError, SystemSetupError
 from wgvsock.framing import Framing
-from wgvsock.system import event_loop, memory
+from wgvsock.runtime import event_loop, memory
+from wgvsock.runtime.tasks import first_of
+from wgvsock.system.routes import watch_routes
 from wgvsock.telemetry.logs import configure, fields
 from wgvsock.transports.base import Transport
 from wgvsock.transports.stream import StreamTransport
@@ -43,29 +47,29 @@ from wgvsock.uapi.errors import ControlSocketError
 from wgvsock.uapi.server import UapiServer, open_control_socket, socket_path
 from wgvsock.uapi.sockets import StreamSockets
 from wgvsock.wireguard import Device, EndpointChanged, Event, HandshakeCompleted, HandshakeFailed, Timings
+from wgvsock.wireguard.timers import STANDARD_TIMINGS
 
 DEFAULT_MTU: Final = 1420
-"""Bytes; every WireGuard's: an uplink of 1500 less IPv6, UDP and WireGuard headers."""
+"""Bytes. WireGuard's usual MTU: an uplink of 1500 minus the headers of IPv6, UDP and WireGuard."""
 
 _LEVELS: Final = {"verbose": "debug", "debug": "debug", "info": "info", "error": "error", "silent": "critical"}
 
-_DEFAULT_TIMINGS: Final = Timings()
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceOptions:
-    """Everything that command line and environment say.
+    """All options of the command line and the environment.
 
     Attributes:
-        interface: Name of the interface to make.
+        interface: Name of the interface to create.
         carrier: What carries the datagrams.
-        framing: How they are framed on a stream; `compat` is what the paper's program speaks.
+        framing: How a stream frames them. `compat` is the framing of the paper's program.
         foreground: Stay in the foreground.
-        tun_fd: An open TUN to use; None: make one.
-        uapi_fd: A listening control socket to use; None: make one.
-        log_level: One of LOG_LEVEL's words; any other: warnings. Empty: and nothing from the background.
+        tun_fd: Descriptor of an open TUN device to use. None: create one.
+        uapi_fd: Descriptor of a listening control socket to use. None: create one.
+        log_level: A value of LOG_LEVEL. Any other logs warnings. If empty or "silent", the background logs nothing.
     """
 
     interface: str
@@ -78,8 +82,8 @@ class DeviceOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``wgvsock-device``; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    """Run ``wgvsock-device`` and return the exit status. The installed command calls it through `wgvsock.cli.start`."""
+    parser = CommandParser(
         prog="wgvsock-device", description="Userspace WireGuard over vsock, Unix and TCP streams, and UDP."
     )
     parser.add_argument("--version", action="version", version=f"wgvsock-device {__version__}")
@@ -108,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*Framing],
         help="how a stream frames them; compat is wireguard-go-vsock's (default: $WGVSOCK_FRAMING, or compat)",
     )
-    parser.add_argument("interface", metavar="IFACE", help="name of the interface to make, such as wg0")
+    parser.add_argument("interface", metavar="IFACE", help="name of the interface to create, such as wg0")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -116,10 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def read_options(arguments: argparse.Namespace, environment: Mapping[str, str]) -> DeviceOptions:
-    """Put command line and environment together.
+    """Combine the command line and the environment.
 
     Raises:
-        ConfigurationError: A variable has a value that means nothing.
+        ConfigurationError: A variable has an invalid value.
     """
     return DeviceOptions(
         interface=arguments.interface,
@@ -128,7 +132,7 @@ def read_options(arguments: argparse.Namespace, environment: Mapping[str, str]) 
         foreground=arguments.foreground or environment.get("WG_PROCESS_FOREGROUND") == "1",
         tun_fd=_descriptor(environment, "WG_TUN_FD"),
         uapi_fd=_descriptor(environment, "WG_UAPI_FD"),
-        log_level=environment.get("LOG_LEVEL", ""),  # not ours alone: a word that we do not know means nothing
+        log_level=environment.get("LOG_LEVEL", ""),  # other programs use it as well, so unknown words are no error
     )
 
 
@@ -156,15 +160,18 @@ def _descriptor(environment: Mapping[str, str], name: str) -> int | None:
     return int(value)
 
 
-def run_device(options: DeviceOptions, *, timings: Timings = _DEFAULT_TIMINGS) -> int:
-    """Make the interface and its control socket, go into the background if asked to, and serve until the end.
+def run_device(options: DeviceOptions, *, timings: Timings = STANDARD_TIMINGS) -> int:
+    """Create the interface and its control socket, go into the background unless told not to, and serve.
 
     Args:
-        options: What to make.
-        timings: WireGuard's timers; laboratories shorten them.
+        options: The options of the device.
+        timings: WireGuard's timers, which the lab shortens.
+
+    Returns:
+        The exit status, once the device has ended.
 
     Raises:
-        WgvsockError: Interface or control socket cannot be made.
+        WgvsockError: The interface or the control socket cannot be created.
     """
     with contextlib.ExitStack() as opened:
         tun = _open_tun(options)
@@ -200,15 +207,17 @@ def _open_listener(options: DeviceOptions, path: Path) -> socket.socket:
 
 
 def _go_into_background(options: DeviceOptions) -> None:
-    """Go on as a child in a session of its own, and end the parent: interface and control socket are ready."""
+    """Continue as a child in a new session, and end the parent: interface and control socket are ready."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.fork():
-        os._exit(0)  # nothing is cleaned up here: all of it is the child's now
+    if child := os.fork():
+        for number in signal.sigpending() & {signal.SIGINT, signal.SIGTERM}:
+            os.kill(child, number)  # the signal was meant for the device
+        os._exit(0)  # without cleaning up, as everything belongs to the child now
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
-    # wireguard-go's rule: whoever asks for a log gets it on the terminal that the device was started from.
+    # As in wireguard-go, a requested log goes to the terminal from which the device was started.
     silent = options.log_level in {"", "silent"}
     for descriptor in (0, 1, 2) if silent else (0,):
         os.dup2(null, descriptor)
@@ -222,37 +231,27 @@ async def _serve(options: DeviceOptions, timings: Timings, tun: Tun, listener: s
         random=secrets.token_bytes, wall_clock=time.time_ns, timings=timings, packet_headroom=tun.packet_headroom
     )
     ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+    ends = dict.fromkeys((signal.SIGINT, signal.SIGTERM), ended.set)
+    take_signals({**ends, **dict.fromkeys((signal.SIGUSR1, signal.SIGUSR2), _pass_over)})  # as wireguard-go does
     async with Tunnel(device, tun, transport, on_event=_log_event) as tunnel:
         control = DeviceControl(device, sockets, endpoints, clock=time.monotonic, on_changed=tunnel.wake)
         server = UapiServer(control, listener, path)
         memory.settle()
         _log.info("the device is up", extra=fields(interface=tun.name, network=str(options.carrier)))
-        await _first_of(server.serve(), tunnel.wait_ended(), ended.wait())
+        try:
+            await first_of(server.serve(), tunnel.wait_ended(), ended.wait())
+        except SystemSetupError as error:
+            _log.info("%s", error)  # removing the interface is one way to end the device
     _log.info("the device is down")
 
 
-async def _first_of(*ends: Coroutine[None, None, object]) -> None:
-    """Wait until one of them ends the device, and stop the others."""
-    tasks = [asyncio.create_task(end) for end in ends]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in done:
-        try:
-            task.result()
-        except SystemSetupError as error:
-            _log.info("%s", error)  # somebody removed the interface: one of the ways to end a device
+def _pass_over() -> None:
+    pass
 
 
 def _make_transport(options: DeviceOptions, endpoints: EndpointText) -> tuple[Transport, Sockets]:
     if options.carrier is Carrier.UDP:
-        udp = UdpTransport()
+        udp = UdpTransport(watch_routes=watch_routes)
         return udp, udp
     streams = StreamTransport(framing=options.framing)
     return streams, StreamSockets(streams, endpoints)
@@ -265,11 +264,11 @@ def _log_event(event: Event) -> None:
         case HandshakeFailed(peer, attempts):
             _log.debug("no answer to handshake initiations", extra=fields(peer=_short(peer.public_key), sent=attempts))
         case EndpointChanged(peer, _, new):
-            _log.debug("the endpoint has changed", extra=fields(peer=_short(peer.public_key), endpoint=new))
+            _log.debug("the endpoint changed", extra=fields(peer=_short(peer.public_key), endpoint=new))
         case _:
             pass
 
 
 def _short(public_key: bytes) -> str:
-    """Enough to tell peers apart."""
+    """The first 8 base64 characters of a key, enough to tell peers apart."""
     return base64.b64encode(public_key).decode()[:8]

@@ -1,6 +1,6 @@
 """``wgvsock enclave run [-c FILE] [-- app args…]``: the production entry point inside the enclave.
 
-It talks to /dev/nsm and to nothing else: there is no mode, flag or variable for another security module.
+/dev/nsm is the only security module that it uses. No mode, flag or variable selects another.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     run_parser = verbs.add_parser(
         "run",
         help="answer the relay, and run the application once the link is up",
-        description="SIGTERM, SIGINT: end the application, then stop. Other signals go to the application.",
+        description="SIGTERM and SIGINT end the application, then the agent. Other signals go to the application.",
     )
     run_parser.add_argument(
-        "-c", "--config", metavar="FILE", help=f"default: {DEFAULT_PATH}; without such a file, the defaults"
+        "-c", "--config", metavar="FILE", help=f"default: {DEFAULT_PATH} if it exists, otherwise the default settings"
     )
     run_parser.add_argument("application", nargs=argparse.REMAINDER, metavar="-- APP ARGS", help="the application")
     run_parser.set_defaults(run=_run)
@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def read_config(path: str | None) -> EnclaveConfig:
-    """The named file, or the default one, or, where that is missing, the defaults.
+    """Read the named file or the default one. If the default one is missing, use the default settings.
 
     Raises:
         ConfigurationError: See `wgvsock.enclave.config.load`.
@@ -60,10 +60,11 @@ def read_config(path: str | None) -> EnclaveConfig:
 def _start(
     config: EnclaveConfig, module: SecureModule, command: Sequence[str]
 ) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:
-    from wgvsock.enclave.application import FORWARDED_SIGNALS
+    from wgvsock.enclave.application.process import FORWARDED_SIGNALS
     from wgvsock.enclave.supervisor import EnclaveSupervisor
+    from wgvsock.machine.linux import LinuxMachine
 
-    supervisor = EnclaveSupervisor(config, module)
+    supervisor = EnclaveSupervisor(config, LinuxMachine(), module)
     forwarded = {number: lambda number=number: supervisor.forward(number) for number in FORWARDED_SIGNALS}
     stops = {signal.SIGTERM: supervisor.stop, signal.SIGINT: supervisor.stop}
     return supervisor.run(command), {**forwarded, **stops}

@@ -1,4 +1,4 @@
-"""How a command ends: errors become three lines, every end an exit status, and no lost output is passed over."""
+"""How a command ends: an error becomes three lines, every end has an exit status, and lost output is an error."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from wgvsock.errors import WgvsockError
 
 EXIT_INTERRUPTED: Final = 130
 EXIT_READER_GONE: Final = 141
-"""What a shell shows for a command that SIGINT or SIGPIPE ended: 128 and the signal's number."""
+"""What a shell shows for a command that SIGINT or SIGPIPE ended: 128 plus the signal's number."""
 
 
 def run_command(work: Callable[[], int]) -> int:
-    """Do a command's work; its exit status, whatever ends it. Only a bug leaves as an exception."""
+    """Do a command's work, and return its exit status. Only a bug escapes as an exception."""
     replace_closed_streams()
     try:
         return _run(work)
@@ -25,27 +25,45 @@ def run_command(work: Callable[[], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         return EXIT_READER_GONE
+    finally:
+        _give_up_unwritten()
 
 
 def _run(work: Callable[[], int]) -> int:
     try:
-        return work()
+        status = work()
     except (SystemExit, OSError):
-        put("", end="")  # argparse has printed help; that this did not arrive it passes over, or as of old lets through
+        put("", end="")  # argparse has printed help. Depending on its version, it ignores or raises a failure to write.
         raise
+    put("", end="")  # flush the buffer
+    return status
+
+
+def _give_up_unwritten() -> None:
+    """Redirect a stream to /dev/null if its buffer cannot be written.
+
+    The interpreter flushes the buffers when it ends. If that fails, it replaces the exit status with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def replace_closed_streams() -> None:
-    """Put something in the place of a standard stream that our caller has closed (``>&-``).
+    """Replace each standard stream that our caller has closed (``>&-``).
 
-    What is printed would vanish without an error otherwise, errors would be printed among the data, and the next
-    descriptor that is opened would be taken for the stream.
+    Otherwise output would vanish without an error, errors would end up among the data, and the next descriptor to be
+    opened would become the stream.
     """
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
-    if sys.stdout is None:  # read-only: writing to it fails as writing to the closed one would
+    if sys.stdout is None:  # read-only, so that writing fails as with a closed stream
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

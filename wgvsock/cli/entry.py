@@ -1,33 +1,41 @@
-"""The entry point: finds the subcommand, and imports its module alone."""
+"""Finds the subcommand and imports only its module."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import Final
 
 from wgvsock import __version__
 from wgvsock.cli.ending import run_command
+from wgvsock.cli.output import CommandParser
 
 COMMANDS: Final = {
     "relay": "run the relay, in the pod or on the parent instance",
     "enclave": "run the agent inside the enclave",
     "device": "run a userspace WireGuard interface for wg and wg-quick",
-    "status": "show what a running service does",
+    "status": "show the state of a running service",
+    "top": "show rates, drops and processor use continuously",
+    "capture": "capture the packets of an enclave's tunnel for Wireshark",
+    "logs": "show what an enclave's application writes",
+    "signal": "send an enclave's application a signal",
+    "ping": "probe an enclave through each layer of its tunnel",
+    "netcheck": "find the first broken layer between the relay and the world",
+    "egress": "show what an enclave may reach, and what it was refused",
     "nat": "show the packet filter's rules",
-    "doctor": "look for what is missing on this machine",
-    "attest": "read or verify an attestation document",
+    "doctor": "find what is missing on this machine",
+    "attest": "read, verify or fetch an attestation document",
     "keys": "make keys",
     "config": "write, check and show configurations",
+    "explain": "explain an error code, a check or a drop reason",
+    "version": "show version, commit and build",
 }
-"""Module of this package and what it is for."""
+"""Modules of this package, and what each command does."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``wgvsock``; returns the exit status (see docs/operations.md)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def run(arguments: Sequence[str]) -> int:
+    """Run a command, and return its exit status (see docs/operations.md)."""
     return run_command(lambda: _run(arguments))
 
 
@@ -38,8 +46,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser, complete for the subcommand that stands in `arguments`; the others are only named."""
-    parser = argparse.ArgumentParser(prog="wgvsock", description="Full, attested IP networking for Nitro Enclaves.")
+    """The parser, complete only for the subcommand in `arguments`. The others have just a name and help text."""
+    parser = CommandParser(prog="wgvsock", description="Full, attested IP networking for Nitro Enclaves.")
     parser.add_argument("--version", action="version", version=f"wgvsock {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")

@@ -1,22 +1,27 @@
-"""``wgvsock nat show|render``: the rules in force, and those that a configuration comes to."""
+"""``wgvsock nat show|render``: print the rules in force, or those that follow from a configuration."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from wgvsock.cli.output import print_json, put
+from wgvsock.cli.output import print_json, put_text
 from wgvsock.cli.status import EXIT_NOT_RUNNING, ask, socket_path
+from wgvsock.errors import TransportError
+from wgvsock.settings import check_service_name
 
 if TYPE_CHECKING:
-    from wgvsock.system.netfilter import Ruleset
+    from wgvsock.system.filter.rules import Ruleset
 
-_COMMANDS = {
-    "nft": (["nft", "list", "table", "inet", "wgvsock"],),
-    "iptables": (["iptables-save"], ["ip6tables-save"]),
-}
+
+def _commands(backend: str, owner: str) -> tuple[list[str], ...]:
+    from wgvsock.system.filter.nft import table_name
+
+    if backend == "nft":
+        return (["nft", "list", "table", "inet", table_name(owner)],)
+    return (["iptables-save"], ["ip6tables-save"])
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,9 +30,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     nat = commands.add_parser("nat", help="show the packet filter's rules")
     verbs = nat.add_subparsers(dest="verb", required=True, metavar="show|render")
-    show = verbs.add_parser("show", help="print the rules of the running relay; exit 3 when there are none")
+    show = verbs.add_parser("show", help="print the rules of the running relay; exit 3 if there are none")
     show.set_defaults(run=_show)
-    render = verbs.add_parser("render", help="print the rules that a configuration comes to; nothing is changed")
+    render = verbs.add_parser("render", help="print the rules that follow from a configuration, and change nothing")
     render.add_argument("--backend", choices=("nft", "iptables"), default="nft", help="default: %(default)s")
     render.add_argument("--uplink", metavar="IFACE", help="default: the configuration's, or the default route's")
     render.set_defaults(run=_render)
@@ -37,60 +42,99 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _show(args: argparse.Namespace) -> int:
-    nat = ask(socket_path("relay", args.config), "GET", "/status")["nat"]
-    rules = "".join(_list_rules(command) for command in _COMMANDS[nat["backend"]])
+    found = _nat_status(socket_path("relay", args.config))
+    for nat in found:
+        owner = nat["owner"]
+        nat["rules"] = "".join(_list_rules(command, owner) for command in _commands(nat["backend"], owner))
     if args.json:
-        print_json({**nat, "rules": rules})
+        print_json({"enclaves": found})
     else:
-        put(rules, end="")
-    return 0 if rules else EXIT_NOT_RUNNING
+        put_text("".join(nat["rules"] for nat in found).expandtabs(4))  # nft indents with tabs
+    return 0 if all(nat["rules"] for nat in found) else EXIT_NOT_RUNNING
 
 
-def _list_rules(command: list[str]) -> str:
-    """What the tool prints; of iptables' tables only the lines that are about our chains.
+def _nat_status(path: str) -> list[dict[str, Any]]:
+    """The relay's status of the packet filter, one entry for each enclave."""
+    enclaves = ask(path, "GET", "/status").get("enclaves")
+    found = [_nat_of(enclave) for enclave in enclaves] if isinstance(enclaves, list) else []
+    if not found or None in found:
+        raise TransportError(
+            f"the service at {path} reports no packet filter",
+            why="it is not a relay, has another version, or has not set up an enclave's tunnel yet",
+            fix="name the relay's configuration with -c, or try again",
+        )
+    return [nat for nat in found if nat is not None]
+
+
+def _nat_of(enclave: Any) -> dict[str, Any] | None:
+    nat = enclave.get("nat") if isinstance(enclave, dict) else None
+    if not isinstance(nat, dict) or nat.get("backend") not in ["nft", "iptables"]:
+        return None
+    if not isinstance(nat.get("owner"), str):
+        return None
+    for part in nat["owner"].split("/"):
+        check_service_name(part)
+    return {"enclave": enclave.get("name"), **nat}
+
+
+def _list_rules(command: list[str], owner: str) -> str:
+    """The output of the tool. For iptables, only the lines about our chains.
 
     Raises:
-        NetfilterError: The tool is not there.
+        NetfilterError: The tool cannot be run.
     """
     from wgvsock.system.errors import NetfilterError
+    from wgvsock.system.filter.iptables import own_chains
 
     try:
-        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        printed = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", check=False).stdout
     except OSError as error:
         raise NetfilterError(
             f"cannot run {command[0]}",
             why=error.strerror or str(error),
-            fix="ask where the relay runs",
+            fix="run this command where the relay runs",
         ) from error
     if command[0] == "nft":
         return printed
-    return "".join(line + "\n" for line in printed.splitlines() if "WGVSOCK-" in line)
+    chains = set(own_chains(owner))
+    return "".join(line + "\n" for line in printed.splitlines() if chains & set(line.lstrip(":").split()))
 
 
 def _render(args: argparse.Namespace) -> int:
-    from wgvsock.system.netfilter import render_iptables, render_nft
+    from wgvsock.system.filter.iptables import render_iptables
+    from wgvsock.system.filter.nft import render_nft
 
-    rules = asyncio.run(_ruleset(args))
+    rulesets = asyncio.run(_rulesets(args))
     if args.backend == "nft":
-        rendered = {"nft": render_nft(rules)}
+        rendered = {"nft": "".join(map(render_nft, rulesets))}
     else:
-        rendered = {"iptables": render_iptables(rules, 4), "ip6tables": render_iptables(rules, 6)}
+        rendered = {
+            f"ip{'6' if version == 6 else ''}tables": "".join(render_iptables(rules, version) for rules in rulesets)
+            for version in (4, 6)
+        }
     if args.json:
-        print_json({"uplink": rules.uplink, "rules": rendered})
+        print_json({"uplink": ", ".join(rulesets[0].uplink_names), "rules": rendered})
     else:
-        put("".join(rendered.values()), end="")
+        put_text("".join(rendered.values()).expandtabs(4))  # nft accepts spaces, and output would escape tabs
     return 0
 
 
-async def _ruleset(args: argparse.Namespace) -> Ruleset:
+async def _rulesets(args: argparse.Namespace) -> list[Ruleset]:
     from wgvsock.relay import config as relay
-    from wgvsock.relay.nat import make_ruleset
-    from wgvsock.relay.network import find_uplink, make_tunnel_config
+    from wgvsock.relay.enclaves.interface import find_uplink, make_tunnel_config
+    from wgvsock.relay.uplink.nat import make_ruleset
     from wgvsock.system import resolver
     from wgvsock.system.netlink import open_netlink
 
     config = relay.load(args.config or relay.DEFAULT_PATH)
     async with open_netlink(lambda undo: undo) as netlink:
         uplink = await find_uplink(netlink, args.uplink or config.nat.uplink)
-    tunnel = make_tunnel_config(config, uplink, resolver.read())
-    return make_ruleset(config, tunnel, uplink=uplink.name, forwards_others=False)
+    return [
+        make_ruleset(
+            spec,
+            make_tunnel_config(spec, uplink, resolver.read()),
+            uplink=uplink,
+            confined=frozenset({4, 6}),
+        )
+        for spec in config.specs()
+    ]

@@ -1,7 +1,7 @@
-"""``wgvsock status [--json] [--watch] [--wait [--timeout S]]``: what a running service does.
+"""``wgvsock status [--json] [--watch] [--wait [--timeout S]]``: show the state of a running service.
 
-Exit status: 0 ready, 3 not running, 4 running and not ready, 5 not ready because the enclave was refused, 6 not ready
-within the time that ``--wait`` has.
+Exit status: 0 ready, 3 not running, 4 running but not ready, 5 not ready because an enclave was refused, 6 not ready
+within the time of ``--wait``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from wgvsock.cli.output import SCHEMA, print_error, print_json, put
-from wgvsock.errors import TransportError
-from wgvsock.telemetry.endpoint import request
+from wgvsock import settings
+from wgvsock.cli.diagnosis import REFUSED_CODES
+from wgvsock.cli.foreign import items, text
+from wgvsock.cli.output import add_schema, note, print_error, print_json
+from wgvsock.cli.screen import show, width
+from wgvsock.cli.status_text import render
+from wgvsock.errors import ConfigurationError, TransportError
+from wgvsock.runtime.directory import RUNTIME_DIRECTORY, control_socket_path
+from wgvsock.telemetry.client import request
+from wgvsock.telemetry.schema import SCHEMA
 
 EXIT_NOT_RUNNING: Final = 3
 EXIT_DEGRADED: Final = 4
@@ -22,28 +29,32 @@ EXIT_TIMEOUT: Final = 6
 
 _POLL: Final = 0.2
 _WATCH: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two updates."""
 
-_REFUSED_CODES: Final = range(30, 40)
-"""WGV-E030 to E039: attestation."""
+_MAX_CODE: Final = 20
+"""Most characters of an error's code."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``status`` to the commands of ``wgvsock``."""
-    parser = commands.add_parser("status", help="show what a running service does", description=__doc__)
+    parser = commands.add_parser("status", help="show the state of a running service", description=__doc__)
     parser.add_argument("--role", choices=("relay", "enclave"), default="relay", help="default: %(default)s")
     parser.add_argument("-c", "--config", metavar="FILE", help="the service's configuration, which names its socket")
-    parser.add_argument("--socket", metavar="PATH", help="the service's control socket itself")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (with --watch, one a line)")
-    parser.add_argument("--watch", action="store_true", help="print again every second until interrupted")
+    parser.add_argument("--name", help="the service's name, instead of its configuration's")
+    parser.add_argument("--socket", metavar="PATH", help="the service's control socket")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (with --watch, one per line)")
+    parser.add_argument("--watch", action="store_true", help="show it again every second until interrupted")
     parser.add_argument("--wait", action="store_true", help="wait until the service is ready")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for --wait (default: %(default)g s)")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="for --wait (default: %(default)g s)"
+    )
+    add_schema(parser, "STATUS")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry the command out."""
-    path = args.socket or socket_path(args.role, args.config)
+    """Run the command, and return its exit status."""
+    path = args.socket or socket_path(args.role, args.config, args.name)
     if args.wait:
         return _wait(path, args)
     while True:
@@ -55,52 +66,92 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ask(path: str, method: str, target: str) -> dict[str, Any]:
-    """The object that a service answers.
+    """The object with which a service answers.
 
     Raises:
-        NotRunningError: Nobody listens at the path.
-        TransportError: The service cannot be reached, or what listens there is none of ours.
+        NotRunningError: Nothing listens at the path.
+        TransportError: The service cannot be reached, or another program listens at the path.
     """
     _, answer = request(path, method, target)
     if not isinstance(answer, dict) or answer.get("schema") != SCHEMA:
         raise TransportError(
-            f"cannot ask the service at {path}",
-            why=f"it does not know {method} {target}",
+            f"cannot query the service at {path}",
+            why=f"it does not support {method} {target}",
             fix="check the path and the role",
         )
     return answer
 
 
-def socket_path(role: str, config: str | None) -> str:
-    """Where the control socket of a service is.
+def add_socket(parser: argparse.ArgumentParser, *, named: bool = False) -> None:
+    """Add the options that select the relay to query. With `named`, its name can select it too."""
+    parser.add_argument("-c", "--config", metavar="FILE", help="the relay's configuration, which names its socket")
+    if named:
+        parser.add_argument("--name", help="the relay's name, instead of its configuration's")
+    parser.add_argument("--socket", metavar="PATH", help="the relay's control socket")
+
+
+def socket_path(role: str, config: str | None, name: str | None = None) -> str:
+    """Path of a service's control socket.
+
+    It reads only two keys of a configuration, so that a running service can be found even if its file has errors by
+    now.
+
+    Args:
+        role: ``relay`` or ``enclave``.
+        config: The service's configuration. None: the role's default path, if that file exists.
+        name: The service's name, instead of the configuration's.
 
     Raises:
-        ConfigurationError: A configuration is named and cannot be read.
+        ConfigurationError: A configuration is named but cannot be read, or the name is invalid.
     """
-    directory, name = "/run/wgvsock", role
-    settings: Any = None
+    if name is not None:
+        settings.check_service_name(name)
+    directory, named = _glance(role, config)
+    return control_socket_path(directory, name or named)
+
+
+def _glance(role: str, config: str | None) -> tuple[str, str]:
     if role == "relay":
-        from wgvsock.relay import config as relay
-
-        if config is not None or Path(relay.DEFAULT_PATH).exists():
-            settings = relay.load(config or relay.DEFAULT_PATH)
+        from wgvsock.relay.config import DEFAULT_PATH
     else:
-        from wgvsock.enclave import config as enclave
+        from wgvsock.enclave.config import DEFAULT_PATH
 
-        if config is not None or Path(enclave.DEFAULT_PATH).exists():
-            settings = enclave.load(config or enclave.DEFAULT_PATH)
-    if settings is not None:
-        directory, name = settings.runtime_directory, settings.name
-    return str(Path(directory) / f"{name}.sock")
+    found: dict[str, Any] = {}
+    try:
+        if config is not None or Path(DEFAULT_PATH).exists():
+            found = settings.glance(config or DEFAULT_PATH)
+    except (settings.UnreadableConfigurationError, OSError) as error:
+        if config is not None:
+            raise
+        note(f"the default configuration is ignored: {error}")
+    directory, named = found.get("runtime_directory"), found.get("name")
+    if not isinstance(directory, str) or "\0" in directory:
+        directory = RUNTIME_DIRECTORY
+    return directory, named if isinstance(named, str) and _is_service_name(named) else role
+
+
+def _is_service_name(name: str) -> bool:
+    try:
+        settings.check_service_name(name)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def exit_status(status: dict[str, Any]) -> int:
-    """The exit status that a snapshot comes to."""
-    if status["ready"]:
+    """The exit status for a status snapshot."""
+    if status.get("ready") is True:
         return 0
-    error = status["provisioning"].get("error")
-    refused = error is not None and int(error["code"].removeprefix("WGV-E")) in _REFUSED_CODES
-    return EXIT_REFUSED if refused else EXIT_DEGRADED
+    tunnels = items(status, "enclaves") or [status]  # an enclave reports only its own
+    codes = {text(tunnel, "provisioning", "error", "code", most=_MAX_CODE) for tunnel in tunnels}
+    return EXIT_REFUSED if codes & REFUSED_CODES else EXIT_DEGRADED
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:  # also refuses NaN, which would wait forever
+        raise argparse.ArgumentTypeError("not a number of seconds from 0 up")
+    return seconds
 
 
 def _wait(path: str, args: argparse.Namespace) -> int:
@@ -111,7 +162,7 @@ def _wait(path: str, args: argparse.Namespace) -> int:
             status = ask(path, "GET", "/status")
         except TransportError as error:
             failure = error  # it may be starting
-        if status is not None and status["ready"]:
+        if status is not None and status.get("ready") is True:
             _print(status, args)
             return 0
         if time.monotonic() >= deadline:
@@ -127,38 +178,4 @@ def _print(status: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
         print_json(status)
     else:
-        put("\n".join(render(status)))
-
-
-def render(status: dict[str, Any]) -> list[str]:
-    """The snapshot for people."""
-    lines = [f"{status['role']} {status['name']}: {status['state']}, {'ready' if status['ready'] else 'not ready'}"]
-    if conditions := status.get("conditions"):
-        lines.append("conditions: " + ", ".join(f"{name} {'yes' if ok else 'no'}" for name, ok in conditions.items()))
-    if attestation := status.get("attestation"):
-        lines.append(f"enclave: {attestation['module_id']}, attested {attestation['timestamp']}")
-        lines.append(f"PCR0: {attestation['pcrs']['PCR0']}")
-    if status.get("root_is_aws") is False:
-        lines.append("warning: an attestation root other than AWS's is accepted")
-    if status.get("debug_allowed"):
-        lines.append("warning: enclaves in debug mode are accepted")
-    if error := status["provisioning"].get("error"):
-        lines.append(f"error[{error['code']}]: {error['what']}: {error['why']}")
-    lines.extend(_render_peer(peer) for peer in status["wireguard"]["peers"])
-    if nat := status.get("nat"):
-        lines.append(
-            f"nat: {'open' if nat['open'] else 'closed'} on {nat['uplink']} ({nat['backend']}), mtu {nat['mtu']}"
-        )
-        lines.extend(f"published: {port}" for port in nat["published"])
-    if dropped := status["counters"]["dropped"]:
-        lines.append("dropped: " + ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())))
-    return lines
-
-
-def _render_peer(peer: dict[str, Any]) -> str:
-    age = peer["handshake_age_seconds"]
-    handshake = "no handshake yet" if age is None else f"handshake {age:.0f} s ago"
-    return (
-        f"peer: {peer['public_key']} at {peer['endpoint']}, {handshake}, "
-        f"{peer['rx_bytes']} B in, {peer['tx_bytes']} B out, {peer['profile']}"
-    )
+        show(render(status, width(), time.time()), redraw=args.watch)

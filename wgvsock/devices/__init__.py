@@ -1,1 +1,1 @@
-"""Kernel devices: the TUN that holds wg0's packets and the Nitro Security Module."""
+"""Kernel devices: the TUN that carries wg0's packets, and the Nitro Security Module."""

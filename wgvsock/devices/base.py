@@ -1,4 +1,4 @@
-"""The seams to the kernel devices, so that the tunnel and the agent can be tested without one."""
+"""Interfaces to the kernel devices, so that the tunnel and the agent can be tested without one."""
 
 from __future__ import annotations
 
@@ -23,31 +23,38 @@ class TunDevice(Protocol):
 
     @property
     def udp_segmentation(self) -> bool:
-        """Whether it takes UDP super-packets."""
+        """Whether it accepts UDP super-packets."""
+        ...
+
+    @property
+    def write_error(self) -> int:
+        """Errno of the last `write` that the kernel refused: EAGAIN if its queue was full, 0 if none was refused."""
         ...
 
     def fileno(self) -> int:
-        """Descriptor that becomes readable when a packet waits."""
+        """The descriptor, readable when a packet is available."""
         ...
 
     def read_into(self, buffer: memoryview) -> int:
-        """Read one packet with its headroom; its length in bytes, or 0 when none waits.
+        """Read one packet.
+
+        Args:
+            buffer: Takes the headroom and the packet.
+
+        Returns:
+            Its length in bytes, or 0 if no packet is available.
 
         Raises:
             SystemSetupError: The interface is gone.
         """
         ...
 
-    def read_split(self, head: memoryview, rest: memoryview) -> int:
-        """Read one packet into two buffers, the second from where the first is full; otherwise as `read_into`."""
-        ...
-
     def write(self, packet: memoryview) -> bool:
-        """Write one packet with its headroom; False when the kernel refused it (it is dropped and counted)."""
+        """Write one packet with its headroom. False if the kernel refused it: the caller drops and counts it."""
         ...
 
     def set_offloads(self, enabled: bool) -> None:
-        """With a headroom of 10: allow the kernel to hand over super-packets and open checksums, or forbid both.
+        """With a headroom of 10: allow the kernel to hand over super-packets and incomplete checksums, or forbid both.
 
         Raises:
             SystemSetupError: The kernel refuses.
@@ -55,7 +62,7 @@ class TunDevice(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the descriptor, which removes the interface; idempotent."""
+        """Close the descriptor, which removes the interface. Idempotent."""
         ...
 
 
@@ -63,7 +70,15 @@ class SecureModule(Protocol):
     """The Nitro Security Module's one operation: CBOR request bytes in, CBOR response bytes out (NSM API)."""
 
     def request(self, request: bytes) -> bytes:
-        """Send one request; blocks up to the driver's own time-out (120 s), so call it in a thread.
+        """Send one request.
+
+        Blocks for up to the driver's own timeout (120 s), so call it in a thread.
+
+        Args:
+            request: CBOR, at most 4096 bytes.
+
+        Returns:
+            The response: CBOR, fewer than 12,288 bytes.
 
         Raises:
             SystemSetupError: The device is missing or refused the request.

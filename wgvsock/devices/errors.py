@@ -1,4 +1,4 @@
-"""What can be wrong with a kernel device."""
+"""Errors of kernel devices."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from wgvsock.errors import SystemSetupError
 
 
 class TunMissingError(SystemSetupError):
-    """/dev/net/tun is not there and cannot be made."""
+    """/dev/net/tun does not exist and cannot be created."""
 
     code = "WGV-E070"
 
 
 class TunForbiddenError(SystemSetupError):
-    """The kernel does not let us make or use the interface."""
+    """The kernel does not let us create or use the interface."""
 
     code = "WGV-E071"
 
 
 class TunGoneError(SystemSetupError):
-    """The interface was removed while we used it."""
+    """The interface was removed while in use."""
 
     code = "WGV-E072"

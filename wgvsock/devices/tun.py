@@ -1,7 +1,7 @@
 """The TUN device, opened with our own ioctls (linux/if_tun.h): closing the descriptor removes the interface.
 
-With a headroom of 10 bytes each packet has a virtio_net_hdr in front, and `Tun.set_offloads` switches, on the live
-descriptor, whether the kernel may hand over super-packets of up to 64 KiB with open checksums.
+With a headroom of 10 bytes, a virtio_net_hdr precedes each packet. `Tun.set_offloads` then switches, on the live
+descriptor, whether the kernel may hand over super-packets of up to 64 KiB with incomplete checksums.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TUN_PATH: Final = "/dev/net/tun"
 _TUN_DEVICE_NUMBER: Final = os.makedev(10, 200)
 
 MAX_NAME: Final = 15
-"""Bytes of an interface name, IFNAMSIZ less its NUL."""
+"""Bytes of an interface name: IFNAMSIZ minus the NUL."""
 
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETOFFLOAD: Final = 0x400454D0
@@ -53,20 +53,23 @@ _SIOCSIFMTU: Final = 0x8922
 
 
 class Tun:
-    """A TUN interface; satisfies `wgvsock.devices.base.TunDevice`.
+    """A TUN interface. Implements `wgvsock.devices.base.TunDevice`.
 
     Args:
-        fd: A non-blocking descriptor that TUNSETIFF was done on; the object owns it.
+        fd: A non-blocking descriptor on which TUNSETIFF has been done. The object owns it.
 
     Attributes:
         packet_headroom: See `TunDevice.packet_headroom`.
         udp_segmentation: See `TunDevice.udp_segmentation`.
+        write_error: See `TunDevice.write_error`.
     """
+
+    write_error = 0
 
     def __init__(self, fd: int) -> None:
         self.packet_headroom = HEADER_LENGTH if _interface(fd)[1] & _IFF_VNET_HDR else 0
         self.udp_segmentation = _knows_udp_segmentation(fd) and self.packet_headroom > 0
-        self._file = io.FileIO(fd, "r+")  # its readinto reports "nothing waits" without the cost of an exception
+        self._file = io.FileIO(fd, "r+")  # its readinto reports "no packet" without the cost of an exception
         self._readinto = self._file.readinto
         self._write = self._file.write
 
@@ -90,26 +93,20 @@ class Tun:
         except OSError as error:
             raise _gone(error) from None
 
-    def read_split(self, head: memoryview, rest: memoryview) -> int:
-        """See `TunDevice.read_split`."""
-        try:
-            return os.readv(self.fileno(), (head, rest))
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise _gone(error) from None
-
     def write(self, packet: memoryview) -> bool:
         """See `TunDevice.write`."""
         try:
-            return self._write(packet) is not None
-        except OSError:  # the interface is down, the packet is malformed, the kernel has no memory
-            return False
+            if self._write(packet) is not None:
+                return True
+            self.write_error = errno.EAGAIN
+        except OSError as error:  # the interface is down, the packet is malformed, the kernel has no memory
+            self.write_error = error.errno or 0
+        return False
 
     def set_offloads(self, enabled: bool) -> None:
-        """Allow super-packets and open checksums, UDP's where the kernel knows them, or forbid both.
+        """Allow super-packets, UDP's included if the kernel knows them, and incomplete checksums, or forbid all.
 
-        Packets that already wait in the interface's queue keep their form.
+        Packets that are already in the interface's queue keep their form.
 
         Raises:
             SystemSetupError: The kernel refuses.
@@ -139,7 +136,7 @@ class Tun:
             raise TunForbiddenError(
                 f"cannot set the MTU of {self.name} to {mtu}",
                 why=error.strerror or str(error),
-                fix="choose one from 68 to 65535, and run with CAP_NET_ADMIN",
+                fix="choose an MTU from 68 to 65535, and run with CAP_NET_ADMIN",
             ) from None
 
     def close(self) -> None:
@@ -148,10 +145,10 @@ class Tun:
 
 
 def open_tun(name: str, *, packet_headroom: int = 0) -> Tun:
-    """Make a TUN interface, down and without addresses; offloads are off.
+    """Create a TUN interface: down, without addresses, and with offloads off.
 
     Args:
-        name: The interface's name; ``%d`` in it lets the kernel number it.
+        name: The interface's name. The kernel replaces ``%d`` in it with a number.
         packet_headroom: 0, or 10 for a virtio_net_hdr in front of each packet.
 
     Raises:
@@ -161,8 +158,8 @@ def open_tun(name: str, *, packet_headroom: int = 0) -> Tun:
     if not 0 < len(name.encode()) <= MAX_NAME or "/" in name or any(c.isspace() for c in name):
         raise ConfigurationError(
             f"no interface can be named {name[:32]!r}",
-            why=f"a name has 1 to {MAX_NAME} bytes, without slash and white space",
-            fix="choose another, such as wg0",
+            why=f"a name has 1 to {MAX_NAME} bytes, without slashes and white space",
+            fix="choose another name, such as wg0",
         )
     fd = _open_device()
     try:
@@ -178,16 +175,16 @@ def open_tun(name: str, *, packet_headroom: int = 0) -> Tun:
 
 
 def adopt_tun(fd: int) -> Tun:
-    """Use a TUN that somebody else opened, as a supervisor's WG_TUN_FD names it; the object then owns it.
+    """Use a TUN that another process opened, such as a supervisor that sets WG_TUN_FD. The object then owns it.
 
     Raises:
-        SystemSetupError: The descriptor is no TUN, or one with packet information in front of each packet.
+        SystemSetupError: The descriptor is not a TUN, or packet information precedes each of its packets.
     """
     try:
         if not _interface(fd)[1] & _IFF_NO_PI:
             raise TunForbiddenError(
                 f"cannot use descriptor {fd} as a tunnel interface",
-                why="it puts packet information in front of each packet",
+                why="packet information precedes each of its packets",
                 fix="open it with IFF_NO_PI",
             )
         os.set_blocking(fd, False)
@@ -199,7 +196,7 @@ def adopt_tun(fd: int) -> Tun:
 
 
 def _interface(fd: int) -> tuple[str, int]:
-    """Present name and IFF_ flags."""
+    """The interface's present name and IFF_ flags."""
     try:
         answer = fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size))
     except OSError as error:
@@ -209,7 +206,7 @@ def _interface(fd: int) -> tuple[str, int]:
 
 
 def _knows_udp_segmentation(fd: int) -> bool:
-    """Whether the kernel takes and gives UDP super-packets; the offloads are off behind this."""
+    """Whether the kernel knows UDP super-packets. Leaves the offloads off."""
     try:
         fcntl.ioctl(fd, _TUNSETOFFLOAD, _F_CSUM | _UDP_OFFLOADS)
     except OSError:
@@ -235,14 +232,14 @@ def _open_device() -> int:
 
 
 def _make_device_node() -> None:
-    """Some container runtimes leave the node out, though the kernel has the driver and the process the right."""
+    """Create the node: some container runtimes omit it although the kernel has the driver and we may use it."""
     try:
         Path(TUN_PATH).parent.mkdir(exist_ok=True)
         os.mknod(TUN_PATH, stat.S_IFCHR | 0o600, _TUN_DEVICE_NUMBER)
     except OSError as error:
         raise TunMissingError(
             f"cannot open {TUN_PATH}",
-            why=f"it does not exist and cannot be made: {error.strerror}",
+            why=f"it does not exist and cannot be created: {error.strerror}",
             fix="give the container the device /dev/net/tun",
         ) from None
 
@@ -255,7 +252,7 @@ def _cannot_open(error: OSError) -> SystemSetupError:
     return TunForbiddenError(
         f"cannot open {TUN_PATH}",
         why=error.strerror or str(error),
-        fix="allow the device 10:200 to this container, and let the process have CAP_NET_ADMIN",
+        fix="allow the device 10:200 in this container, and give the process CAP_NET_ADMIN",
     )
 
 
@@ -265,7 +262,7 @@ def _refused(name: str, error: OSError) -> TunForbiddenError:
         errno.EBUSY: "stop the process that uses the interface, or choose another name",
     }
     return TunForbiddenError(
-        f"cannot make the interface {name}",
+        f"cannot create the interface {name}",
         why=error.strerror or str(error),
         fix=fixes.get(error.errno or 0, "check that no other kind of interface has the name"),
     )
@@ -273,5 +270,7 @@ def _refused(name: str, error: OSError) -> TunForbiddenError:
 
 def _gone(error: OSError) -> TunGoneError:
     return TunGoneError(
-        "the tunnel interface is gone", why=error.strerror or str(error), fix="do not remove it while wgvsock runs"
+        "the tunnel interface is gone",
+        why=error.strerror or str(error),
+        fix="do not remove it while wgvsock is running",
     )

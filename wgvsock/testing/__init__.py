@@ -1,7 +1,7 @@
-"""Doubles and helpers for tests of code that embeds wgvsock: no sockets, no sleeping, no entropy.
+"""Doubles and helpers for tests of code that embeds wgvsock: no network, no sleeping, no entropy.
 
-`ManualClock` and `SeededRandom` take the place of time and entropy, `DevicePair` and `Eavesdropper` of a network,
-`MemoryTun` and `MemoryTransport` of a kernel.
+`ManualClock` and `SeededRandom` replace time and entropy. `DevicePair` and `Eavesdropper` replace a network.
+`MemoryTun` and `MemoryTransport` replace a kernel.
 """
 
 from wgvsock.testing.clock import ManualClock, SeededRandom

@@ -1,4 +1,4 @@
-"""Time and entropy under the test's control: nothing sleeps, every run is the same."""
+"""Time and entropy under the test's control, so that nothing sleeps and every run is the same."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ EPOCH: Final = 1_800_000_000 * 10**9
 
 
 class ManualClock:
-    """Monotonic and wall time that only move by `advance`."""
+    """Monotonic and wall time that move only by `advance`."""
 
     def __init__(self, now: float = 1000.0, wall: int = EPOCH) -> None:
         self.now = now
         self._wall_offset = wall - round(now * 10**9)
 
     def __call__(self) -> float:
-        """Monotonic seconds, for what takes a clock callable."""
+        """Monotonic seconds, for code that takes a callable as its clock."""
         return self.now
 
     def wall_clock(self) -> int:
@@ -25,10 +25,16 @@ class ManualClock:
         return self._wall_offset + round(self.now * 10**9)
 
     def advance(self, seconds: float) -> float:
-        """Let time pass; the new monotonic time.
+        """Let time pass.
+
+        Args:
+            seconds: How much, 0 or more.
+
+        Returns:
+            The new monotonic time in seconds.
 
         Raises:
-            ValueError: Time does not run backwards.
+            ValueError: `seconds` is negative.
         """
         if seconds < 0:
             raise ValueError("time does not run backwards")
@@ -36,12 +42,12 @@ class ManualClock:
         return self.now
 
     def step_wall_clock(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as NTP does; monotonic time stays."""
+        """Set the wall clock forward or back by `seconds`, as NTP does. Monotonic time stays the same."""
         self._wall_offset += round(seconds * 10**9)
 
 
 class SeededRandom:
-    """Random bytes that are the same in every run; never for production."""
+    """Random bytes that are the same in every run. Never use them in production."""
 
     def __init__(self, seed: str) -> None:
         self._seed = seed.encode()

@@ -1,6 +1,6 @@
-"""Two devices, a wire between them and somebody who listens: the default shape of a test of the core.
+"""Two devices, a wire between them and an eavesdropper: the usual setting for a test of the core.
 
-Nothing is concurrent: `DevicePair.transfer` carries datagrams until both sides are silent, `DevicePair.run` lets
+Nothing is concurrent: `DevicePair.transfer` carries datagrams until both sides are silent, and `DevicePair.run` lets
 virtual time pass from deadline to deadline.
 """
 
@@ -29,22 +29,22 @@ from wgvsock.wireguard.timers import STANDARD_TIMINGS, Timings
 
 ALICE: Final = "alice"
 BOB: Final = "bob"
-"""The endpoints; Alice is told Bob's, Bob learns hers."""
+"""The endpoints. Alice is configured with Bob's, and Bob learns hers."""
 
 _ROUNDS: Final = 1000
-"""More than any exchange takes: two devices that never fall silent are a bug."""
+"""More than any exchange takes. If two devices never fall silent, that is a bug."""
 
 MessageType = TypeVar("MessageType", HandshakeInitiation, HandshakeResponse, CookieReply, TransportData)
 
 
 def ipv4_packet(source: str, destination: str, payload: bytes = b"") -> bytes:
-    """A minimal IPv4 packet (protocol 253, RFC 3692), without a checksum: nobody here looks at it."""
+    """A minimal IPv4 packet (protocol 253, RFC 3692): 20 bytes of header without a checksum, then the payload."""
     header = bytes([0x45, 0, *(20 + len(payload)).to_bytes(2, "big"), 0, 0, 0, 0, 64, 253, 0, 0])
     return header + ipaddress.IPv4Address(source).packed + ipaddress.IPv4Address(destination).packed + payload
 
 
 def ipv6_packet(source: str, destination: str, payload: bytes = b"") -> bytes:
-    """A minimal IPv6 packet (next header 253)."""
+    """A minimal IPv6 packet (next header 253): 40 bytes of header, then the payload."""
     header = bytes([0x60, 0, 0, 0, *len(payload).to_bytes(2, "big"), 253, 64])
     return header + ipaddress.IPv6Address(source).packed + ipaddress.IPv6Address(destination).packed + payload
 
@@ -65,7 +65,7 @@ class Sighting:
 
 
 class Eavesdropper:
-    """Everything that was on the wire, whether or not it arrived."""
+    """Records everything on the wire, whether or not it arrives."""
 
     def __init__(self) -> None:
         self.sightings: list[Sighting] = []
@@ -75,15 +75,15 @@ class Eavesdropper:
         return [message for sighting in self.sightings if isinstance(message := sighting.message, kind)]
 
     def keepalives(self) -> list[TransportData]:
-        """Empty transport data."""
+        """The transport data messages without a packet."""
         return [message for message in self.of(TransportData) if message.is_keepalive]
 
     def data(self) -> list[TransportData]:
-        """Transport data that carries a packet."""
+        """The transport data messages with a packet."""
         return [message for message in self.of(TransportData) if not message.is_keepalive]
 
     def clear(self) -> None:
-        """Forget what was seen."""
+        """Forget everything so far."""
         self.sightings.clear()
 
 
@@ -91,20 +91,20 @@ class DevicePair:
     """Alice (10.0.0.1, fd00::1) and Bob (10.0.0.2, fd00::2), who are each other's peers.
 
     Args:
-        timings: Of both.
-        packet_headroom: Of both.
-        profile: Of both.
-        preshared_key: Of both.
-        load_threshold: Of both.
+        timings: WireGuard's timers of both devices.
+        packet_headroom: Headroom of both devices in bytes.
+        profile: Profile of both peers.
+        preshared_key: Preshared key of both peers, 32 bytes, or None.
+        load_threshold: Load threshold of both devices.
 
     Attributes:
-        alice: A device.
+        alice: One device.
         bob: The other device.
-        alices_peer: Bob, as Alice knows him.
-        bobs_peer: Alice, as Bob knows her.
-        clock: The time of both.
-        wire: Who listens.
-        loses: Called with each sighting; True: it does not arrive.
+        alices_peer: Alice's peer, which is Bob.
+        bobs_peer: Bob's peer, which is Alice.
+        clock: The clock of both.
+        wire: The eavesdropper.
+        loses: Called with each datagram on the wire. If it returns True, the datagram does not arrive.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class DevicePair:
         return self.clock.now
 
     def handshake(self) -> None:
-        """Let Alice start a handshake, see it through and forget its traces on the wire and among the events."""
+        """Let Alice complete a handshake, then remove its traces from the wire and from the events."""
         self.alices_peer.initiate_handshake(self.now)
         self.transfer()
         self.wire.clear()
@@ -169,7 +169,7 @@ class DevicePair:
         raise AssertionError("the two devices never fall silent")
 
     def run(self, seconds: float) -> None:
-        """Let time pass, deadline by deadline; both sides handle their timers and whatever comes of it."""
+        """Let seconds pass, deadline by deadline. Both sides handle their timers, and datagrams are carried."""
         end = self.now + seconds
         while (deadline := self._next_deadline()) <= end:
             self.clock.advance(max(0.0, deadline - self.now))
@@ -179,13 +179,13 @@ class DevicePair:
         self.clock.advance(end - self.now)
 
     def alice_sends(self, payload: bytes = b"from alice") -> list[bytes]:
-        """Send a packet to Bob; what Bob gets to deliver."""
+        """Send a packet from Alice to Bob, and return the packets that Bob delivers."""
         self.alice.send_packet(self._headroom + ipv4_packet("10.0.0.1", "10.0.0.2", payload), self.now)
         self.transfer()
         return self.bob.packets_to_deliver()
 
     def bob_sends(self, payload: bytes = b"from bob") -> list[bytes]:
-        """Send a packet to Alice; what Alice gets to deliver."""
+        """Send a packet from Bob to Alice, and return the packets that Alice delivers."""
         self.bob.send_packet(self._headroom + ipv4_packet("10.0.0.2", "10.0.0.1", payload), self.now)
         self.transfer()
         return self.alice.packets_to_deliver()
@@ -208,7 +208,7 @@ class DevicePair:
 
 
 def drain_events(device: Device) -> list[Event]:
-    """Take out all events, oldest first."""
+    """Take all events of a device, oldest first."""
     events = []
     while (event := device.next_event()) is not None:
         events.append(event)
@@ -216,5 +216,5 @@ def drain_events(device: Device) -> list[Event]:
 
 
 def drops(device: Device) -> dict[DropReason, int]:
-    """What the device dropped so far, by reason."""
+    """The number of drops of a device so far, by reason."""
     return dict(device.statistics().drops)

@@ -16,9 +16,9 @@ class MemoryLink:
     """The one `Link` of a `MemoryTransport`.
 
     Attributes:
-        writable: Set through `block` and `unblock`.
+        writable: Changed by `block` and `unblock`.
         authenticated: Whether the tunnel marked it.
-        closed: The reasons it was closed for.
+        closed: The reasons for which it was closed.
     """
 
     def __init__(self, address: UnixAddress, transport: MemoryTransport) -> None:
@@ -54,24 +54,24 @@ class MemoryLink:
         self.closed.append(why)
 
     def block(self) -> None:
-        """The kernel takes no more."""
+        """Act as if the kernel accepted no more data."""
         self.writable = False
 
     def unblock(self) -> None:
-        """The kernel takes more again."""
+        """Act as if the kernel accepted data again."""
         self.writable = True
         self.flush()
         self._transport.on_writable(self)
 
 
 class MemoryTransport:
-    """Satisfies `wgvsock.transports.base.Transport`; make two with `pair`.
+    """Satisfies `wgvsock.transports.base.Transport`. Use `pair` to make two.
 
     Attributes:
-        link: The way to the other one.
-        carried: Every datagram that left here.
-        retained: What the tunnel last asked to retain.
-        severed: While True, datagrams are lost.
+        link: The link to the other transport.
+        carried: Every datagram that was sent.
+        retained: The endpoints that the tunnel last asked to retain.
+        severed: Whether datagrams are lost.
     """
 
     def __init__(self, name: str) -> None:
@@ -86,8 +86,8 @@ class MemoryTransport:
 
     @classmethod
     def pair(cls) -> tuple[MemoryTransport, MemoryTransport]:
-        """Two that are connected; an endpoint of either is its `link` or the link's address."""
-        left, right = cls("right"), cls("left")  # a link is named after what it reaches
+        """Two connected transports. The endpoint of each is its `link` or the link's address."""
+        left, right = cls("right"), cls("left")  # a link has the name of its other end
         left.other, right.other = right, left
         return left, right
 
@@ -113,12 +113,12 @@ class MemoryTransport:
         self._on_datagrams = None
 
     def carry(self, datagrams: list[bytes]) -> None:
-        """Take these datagrams to the other end, in the loop's next turn."""
+        """Carry datagrams to the other end in the loop's next turn."""
         self.carried += datagrams
         if not self.severed:
             asyncio.get_running_loop().call_soon(self.other.arrive, datagrams)
 
     def arrive(self, datagrams: list[bytes]) -> None:
-        """These datagrams are here."""
+        """Deliver datagrams that have arrived."""
         if self._on_datagrams is not None:
             self._on_datagrams(self.link, [memoryview(datagram) for datagram in datagrams])

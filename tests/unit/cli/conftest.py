@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from tests.unit.control_sockets import ControlSockets
 from wgvsock.cli import main
+from wgvsock.runtime.process import HELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,33 @@ def prints_json(prints: Callable[..., str]) -> Callable[..., dict[str, Any]]:
     return run
 
 
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Leave no signal pending afterwards: a service holds them to the end of its process."""
+    yield
+    while signal.sigtimedwait(HELD, 0):
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+
+
+@pytest.fixture(autouse=True)
+def core_dumps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each time that a command forbids them. This process, which tests share, stays unchanged."""
+    forbidden: list[str] = []
+    for module in ("wgvsock.runtime.process", "wgvsock.cli.keys"):
+        monkeypatch.setattr(f"{module}.forbid_core_dumps", lambda: forbidden.append("forbidden"))
+    return forbidden
+
+
 @pytest.fixture
 def sockets(monkeypatch: pytest.MonkeyPatch) -> ControlSockets:
-    """Control sockets; nobody listens anywhere yet."""
+    """Control sockets. Nothing listens anywhere yet."""
     return ControlSockets(monkeypatch)
 
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """An empty PATH, and what puts a shell script on it."""
+    """An empty PATH, and a function that puts a shell script on it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -95,7 +115,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 @pytest.fixture
 def loggers() -> Iterator[None]:
-    """Logging as it was, afterwards: services set it up for the whole process."""
+    """Restore logging afterwards: services set it up for the whole process."""
     root, ours = logging.getLogger(), logging.getLogger("wgvsock")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     root.handlers.clear()

@@ -66,6 +66,7 @@ def test_the_host_s_file_becomes_a_relay() -> None:
     assert (config.interface.name, config.interface.mtu, config.interface.persistent_keepalive) == ("wg0", 8921, 20)
     assert [str(server) for server in config.dns.servers or ()] == ["10.100.0.10"]
     assert config.dns.search == ("svc.cluster.local",)
+    assert config.attestation is not None
     assert config.attestation.has_placeholder
 
 
@@ -86,7 +87,7 @@ def test_what_is_not_taken_over_is_said_and_no_key_is_shown() -> None:
 def test_a_file_without_anything_to_say_has_no_notes() -> None:
     text = "[Interface]\nAddress = 10.0.0.1/24\n[Peer]\nAllowedIPs = 10.0.0.2\nEndpoint = 16:9\n"
     draft = from_wg_quick(text, role="relay", interface="wg0")
-    assert "Not taken over" not in draft
+    assert "Not translated" not in draft
     config = settings.parse(RelayConfig, draft)
     assert config.interface.persistent_keepalive == 0
     assert (config.interface.mtu, config.dns.servers) == (None, None)
@@ -146,7 +147,7 @@ def test_errors_say_where(old: str, new: str, what: str | None) -> None:
 
 def test_the_enclave_s_address_has_to_be_told() -> None:
     text = HOST.replace("AllowedIPs = 203.0.113.2/32\n", "").replace("fd73::2/128", "fd99::2/128")
-    with pytest.raises(ConfigurationError, match="it does not tell the enclave's address"):
+    with pytest.raises(ConfigurationError, match="it lacks the enclave's address"):
         relay(text)
 
 
@@ -191,5 +192,5 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(config_import, "MAX_FILE", 10)
     file = tmp_path / "wg0.conf"
     file.write_text(HOST)
-    with pytest.raises(ConfigurationError, match="over 1 MiB"):
+    with pytest.raises(ConfigurationError, match="larger than 1 MiB"):
         run("relay", str(file))

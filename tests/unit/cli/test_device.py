@@ -1,9 +1,8 @@
-"""`wgvsock device` in this process, with a TUN in memory; tests/e2e/test_wg_device.py runs it for real."""
+"""`wgvsock device` in this process, with a TUN in memory. tests/e2e/test_wg_device.py runs the real one."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 import os
@@ -21,6 +20,8 @@ from wgvsock.cli.device import DeviceOptions, add_arguments, main, read_options,
 from wgvsock.devices.errors import TunForbiddenError
 from wgvsock.errors import ConfigurationError
 from wgvsock.framing import Framing
+from wgvsock.runtime import process
+from wgvsock.system.routes import watch_routes
 from wgvsock.testing.tun import MemoryTun
 from wgvsock.transports.stream import StreamTransport
 from wgvsock.transports.udp import UdpTransport
@@ -104,10 +105,10 @@ class Machine:
     path: Path
     """Of the control socket."""
     opened: threading.Event
-    """Set once that can be connected to."""
+    """Set when a connection to it is possible."""
 
     def operate(self, work: Callable[[], None]) -> threading.Thread:
-        """Do something on a thread, as soon as there is a device to do it to."""
+        """Do something on a thread, as soon as the device exists."""
 
         def run() -> None:
             assert self.opened.wait(10)
@@ -125,7 +126,7 @@ class Machine:
             return b"".join(iter(lambda: client.recv(4096), b""))
 
     def ask_and_end(self, *requests: bytes) -> tuple[threading.Thread, list[bytes]]:
-        """Ask, and remove the socket, which ends the device."""
+        """Ask it, then remove the socket, which ends the device."""
         answers: list[bytes] = []
 
         def work() -> None:
@@ -137,7 +138,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """Everything that is the machine's is the test's."""
+    """Everything that belongs to the machine is replaced by the test."""
     found = Machine(tmp_path / "memory0.sock", threading.Event())
     tuns: list[MemoryTun] = []
 
@@ -171,10 +172,13 @@ def test_it_serves_until_its_socket_is_removed(
 
 
 class StreamTransportWithSockets(StreamTransport):
-    """In the place of UDP: unit tests open no sockets of the network."""
+    """Instead of UDP: unit tests open no network sockets."""
 
     listen_port = 0
     fwmark = 0
+
+    def __init__(self, *, watch_routes: object) -> None:
+        super().__init__()
 
     def set_fwmark(self, mark: int) -> None:
         self.fwmark = mark
@@ -184,6 +188,7 @@ def test_udp_is_a_transport_with_sockets_of_its_own() -> None:
     transport, sockets = device._make_transport(DeviceOptions("wg0", Carrier.UDP), EndpointText(Carrier.UDP))
     assert isinstance(transport, UdpTransport)
     assert sockets is transport
+    assert transport._watch_routes is watch_routes, "it notices that routes change"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -224,7 +229,7 @@ def test_a_descriptor_that_is_no_socket_is_an_error(machine: Machine, tmp_path: 
 
 
 class Forked(BaseException):
-    """In the place of a process's end."""
+    """Raised instead of ending a process."""
 
 
 @pytest.mark.parametrize(("log_level", "silenced"), [("", [0, 1, 2]), ("silent", [0, 1, 2]), ("debug", [0])])
@@ -254,16 +259,48 @@ def test_the_parent_ends_at_once_and_takes_nothing_away(machine: Machine, monkey
         run_device(DeviceOptions("wg0", Carrier.TCP))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_ends_the_parent_ends_the_device(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def end(_: int) -> None:
+        raise Forked
+
+    monkeypatch.setattr(os, "fork", lambda: 4711)
+    monkeypatch.setattr(os, "kill", lambda *arguments: told.append(arguments))
+    monkeypatch.setattr(os, "_exit", end)
+    process.hold_signals()
+    signal.raise_signal(number)
+    with pytest.raises(Forked):
+        run_device(DeviceOptions("wg0", Carrier.TCP))
+    assert told == [(4711, number)]
+
+
+def test_other_signals_pass_over_as_in_wireguard_go(machine: Machine) -> None:
+    def act() -> None:
+        machine.ask(b"get=1\n\n")
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+        machine.ask(b"get=1\n\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = machine.operate(act)
+    assert run_device(DeviceOptions("wg0", Carrier.TCP, foreground=True)) == 0
+    thread.join()
+
+
 def test_main_turns_errors_into_three_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(_: DeviceOptions) -> int:
-        raise TunForbiddenError("cannot make the interface wg0", why="Device or resource busy", fix="choose another")
+        raise TunForbiddenError("cannot create the interface wg0", why="Device or resource busy", fix="choose another")
 
     monkeypatch.setattr(device, "run_device", refuse)
     assert main(["-f", "wg0"]) == 7
     assert capsys.readouterr().err.splitlines() == [
-        "error[WGV-E071]: cannot make the interface wg0",
+        "error[WGV-E071]: cannot create the interface wg0",
         "why: Device or resource busy",
         "fix: choose another",
     ]
@@ -276,17 +313,6 @@ def test_the_subcommand_is_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = parser.parse_args(["device", "-f", "wg0"])
     assert arguments.run(arguments) == 3
     assert main(["-f", "wg0"]) == 3
-
-
-def test_a_bug_in_one_part_ends_the_device_loudly() -> None:
-    async def broken() -> None:
-        raise ZeroDivisionError
-
-    async def patient() -> None:
-        await asyncio.Event().wait()
-
-    with pytest.raises(ZeroDivisionError):
-        asyncio.run(device._first_of(broken(), patient()))
 
 
 def test_events_are_logged_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
@@ -303,5 +329,5 @@ def test_events_are_logged_without_secrets(caplog: pytest.LogCaptureFixture) -> 
     assert [record.message for record in caplog.records] == [
         "handshake completed",
         "no answer to handshake initiations",
-        "the endpoint has changed",
+        "the endpoint changed",
     ]

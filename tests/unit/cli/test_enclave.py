@@ -1,4 +1,4 @@
-"""`wgvsock enclave run`: the real module or none, the defaults, the application's command line and its status."""
+"""`wgvsock enclave run`: with the real module or without, the defaults, the application's command and status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from wgvsock.enclave.identity import seed_kernel
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServicePair:
     """Both machines in memory."""
-    return ServicePair(tmp_path, monkeypatch)
+    made = ServicePair(tmp_path)
+    monkeypatch.setattr("wgvsock.machine.linux.LinuxMachine", lambda: made.enclave_machine)
+    return made
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_no_option_names_another_module(capsys: pytest.CaptureFixture[str]) -> N
 
 
 class Module(FakeNsm):
-    """The device /dev/nsm, which can be closed; it may signal this process when it is first asked."""
+    """The device /dev/nsm, which can be closed. It may signal this process on the first request."""
 
     closed = False
     number: signal.Signals | None = None
@@ -106,7 +108,7 @@ class Module(FakeNsm):
 
 @pytest.fixture
 def module(pair: ServicePair, loggers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
-    """What `NsmDevice` opens on this machine; the kernel's own generator is left alone."""
+    """What `NsmDevice` opens on this machine. The kernel's own generator is untouched."""
     made = Module(pair.authority, pair.lab_enclave)
     monkeypatch.setattr("wgvsock.devices.nsm.NsmDevice", lambda: made)
     monkeypatch.setattr(seed_kernel, "__defaults__", (Path(os.devnull),))
@@ -124,7 +126,7 @@ def test_it_stops_and_takes_everything_back(
     assert not list(pair.folder.glob("enclave/*.sock"))
     captured = capsys.readouterr()
     assert not captured.out
-    assert captured.err.endswith('msg="the agent has stopped and taken everything back"\n')
+    assert captured.err.endswith('msg="the agent has stopped and undone all its changes"\n')
 
 
 def test_a_failure_closes_the_module(pair: ServicePair, file: Path, module: Module, fails: Callable[..., Any]) -> None:

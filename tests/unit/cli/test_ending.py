@@ -1,4 +1,4 @@
-"""Every way in which a command can end, with standard streams that are closed, full or read by nobody."""
+"""Every way in which a command can end, with standard streams that are closed, full or without a reader."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ from wgvsock.errors import ConfigurationError
 
 PROGRAM = "import sys; from wgvsock.cli import main; sys.exit(main())"
 DEVICE = "import sys; from wgvsock.cli.device import main; sys.exit(main())"
-UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-"""The environment of a child whose every descriptor is its own, and none coverage's."""
+UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTHON"))}
+"""The environment of a child whose every descriptor is its own, none coverage's, and whose streams have their buffers
+(PYTHONUNBUFFERED would take them away, and with them what can be lost at the end)."""
+LAB = "import sys; from lab.__main__ import main; sys.exit(main(sys.argv[1:]))"
+BENCHMARKS = """
+import sys
+from benchmarks.__main__ import main
+from wgvsock.cli.ending import run_command
+sys.exit(run_command(main))
+"""
 
 
 def shell(redirection: str, *argv: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
@@ -81,10 +89,38 @@ def test_a_command_that_prints_nothing_needs_no_output() -> None:
     assert ended.stderr.startswith("error[WGV-E004]")
 
 
-@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
-def test_errors_that_cannot_be_told_leave_the_status(redirection: str) -> None:
-    ended = shell(redirection, "config", "check", "relay", "/no/such/file")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full", ">&- 2>/dev/full"]
+)
+@pytest.mark.parametrize(
+    ("program", "argv", "status"),
+    [
+        (PROGRAM, ("config", "check", "relay", "/no/such/file"), 2),
+        (PROGRAM, ("bogus",), 2),  # argparse writes and ends
+        (DEVICE, ("--bogus",), 2),
+        (LAB, ("bogus",), 2),
+        (LAB, ("capture", "nowhere"), 2),
+        (BENCHMARKS, ("--bogus",), 2),
+    ],
+    ids={PROGRAM: "wgvsock", DEVICE: "device", LAB: "lab", BENCHMARKS: "benchmarks"}.get,
+)
+def test_errors_that_cannot_be_told_leave_the_status(
+    redirection: str, program: str, argv: tuple[str, ...], status: int
+) -> None:
+    ended = shell(redirection, *argv, program=program)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", "")
+
+
+def test_a_bug_with_nowhere_to_tell_of_it_is_still_a_failure() -> None:
+    program = "from wgvsock.cli.ending import run_command; run_command(lambda: print(1, 1 / 0))"
+    assert shell("2>/dev/full", program=program).returncode != 0
+
+
+def test_what_was_printed_otherwise_has_to_arrive_too() -> None:
+    program = "from wgvsock.cli.ending import run_command; raise SystemExit(run_command(lambda: print('data') or 0))"
+    ended = shell(">/dev/full", program=program)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error[WGV-E056]")
 
 
 def test_nothing_comes_from_an_input_that_is_closed() -> None:

@@ -1,4 +1,4 @@
-"""The command itself: what it imports, and how each kind of end becomes an exit status."""
+"""The command itself: its imports, and how each kind of end becomes an exit status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wgvsock.cli.entry import COMMANDS
 
 
 def ends(*argv: str) -> object:
-    """The status of a command that argparse ends."""
+    """Return the status of a command that argparse ends."""
     with pytest.raises(SystemExit) as ended:
         main(argv)
     return ended.value.code
@@ -55,6 +55,27 @@ def test_a_wrong_command_line(argv: tuple[str, ...], capsys: pytest.CaptureFixtu
     assert captured.err.startswith("usage: wgvsock")
 
 
+@pytest.mark.parametrize(
+    ("argv", "suggestion"),
+    [
+        (("sttatus",), "'sttatus', did you mean 'status'?"),
+        (("keys", "gne"), "'gne', did you mean 'gen'?"),
+        (("config", "init", "rellay"), "'rellay', did you mean 'relay'?"),
+        (("keys", "gen", "--sining"), "--sining, did you mean --signing?"),
+        (("status", "--jsno=1"), "--jsno=1, did you mean --json?"),
+    ],
+)
+def test_what_was_probably_meant(argv: tuple[str, ...], suggestion: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(*argv) == 2
+    assert capsys.readouterr().err.endswith(f"{suggestion}\n")
+
+
+@pytest.mark.parametrize("argv", [("keys", "gen", "--quite-another"), ("keys", "gen", "extra"), ("quite-another",)])
+def test_where_nothing_is_near(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(*argv) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_arguments_come_from_the_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["wgvsock", "config", "init", "relay"])
     assert main() == 0
@@ -83,7 +104,7 @@ def test_interrupted(
     monkeypatch.setattr("wgvsock.cli.status.time.sleep", lambda _: signal.raise_signal(signal.SIGINT))
     assert main(["status", "--watch", "--socket", "/run/relay.sock"]) == 130
     captured = capsys.readouterr()
-    assert captured.out == "relay relay: ready, ready\n"
+    assert captured.out == "relay relay: ready\n"
     assert not captured.err
 
 
@@ -94,7 +115,7 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-"""The environment of a child that imports what the command imports, and nothing for coverage's sake."""
+"""The environment of a child that imports only what the command imports, nothing for coverage."""
 
 
 # What is imported: a shell's completion or a probe should not wait for cryptography.
@@ -115,10 +136,10 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_the_command_alone_imports_nothing_heavy() -> None:
-    modules = imported_by("import wgvsock.cli")
-    assert "wgvsock.cli.entry" in modules
+    modules = imported_by("import wgvsock.cli.entry")
     assert not modules & HEAVY
     assert {name for name in modules if name.startswith("wgvsock.cli.")} == {
+        "wgvsock.cli.start",
         "wgvsock.cli.entry",
         "wgvsock.cli.ending",
         "wgvsock.cli.output",

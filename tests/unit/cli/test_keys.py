@@ -1,11 +1,15 @@
-"""Keys as `wg` prints them, against the RFCs' vectors; a private key goes nowhere but where it was asked for."""
+"""Keys as `wg` prints them, against the RFCs' vectors. A private key goes only where it was requested."""
 
 from __future__ import annotations
 
 import base64
 import io
+import os
+import stat
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +31,7 @@ TypeInto = Callable[[bytes], None]
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> TypeInto:
-    """Set what standard input holds."""
+    """Set the contents of standard input."""
 
     def set_stdin(data: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -110,3 +114,59 @@ def test_garbage_is_refused_and_not_repeated(
     assert failure.code == "WGV-E001"
     assert "32 bytes in base64" in failure.why
     assert KEY[:16] not in f"{failure.what} {failure.why} {failure.fix}"
+
+
+# A separate file.
+
+
+@pytest.fixture(params=[0o022, 0o000, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A umask that the shell may have."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("options", [(), ("--signing",)])
+@pytest.mark.usefixtures("umask")
+def test_a_key_in_a_file_is_ours_alone(
+    prints: Callable[..., str], stdin: TypeInto, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    path = tmp_path / "signing.key"
+    assert not prints("keys", "gen", *options, "-o", str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    stdin(path.read_bytes())
+    assert prints("keys", "pub", *options)
+
+
+def test_a_key_is_replaced_when_that_is_asked_for(
+    prints: Callable[..., str], fails: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "signing.key"
+    path.write_text(KEY)
+    path.chmod(0o644)
+    failure = fails("keys", "gen", "-o", str(path), status=2)
+    assert (failure.code, "--force" in failure.fix) == ("WGV-E001", True)
+    assert path.read_text() == KEY
+    prints("keys", "gen", "--force", "-o", str(path))
+    assert path.read_text() != KEY
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_key_that_cannot_be_written(fails: Callable[..., Any], tmp_path: Path) -> None:
+    assert fails("keys", "gen", "-o", str(tmp_path / "missing" / "key"), status=1).code == "WGV-E056"
+    assert fails("keys", "gen", "--force", "-o", str(tmp_path), status=1).why == "Is a directory"
+    assert "-o FILE" in fails("keys", "gen", "--force", status=2).fix
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o602, True), (0o640, False), (0o600, False)])
+def test_a_redirection_to_a_file_that_others_can_read_is_warned_of(tmp_path: Path, mode: int, warned: bool) -> None:
+    path = tmp_path / "key"
+    path.touch()
+    path.chmod(mode)
+    with path.open("wb") as file:
+        command = [sys.executable, "-c", "import sys; from wgvsock.cli import main; sys.exit(main())", "keys", "gen"]
+        ended = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=True)
+    assert len(base64.b64decode(path.read_bytes())) == 32
+    assert (f"mode {mode:04o}" in ended.stderr) == warned
+    assert warned or not ended.stderr

@@ -1,4 +1,4 @@
-"""The rules in force, read through tools on PATH, and those that a configuration comes to."""
+"""The rules in force, read through tools on PATH, and those that result from a configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prints = Callable[..., str]
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    """A configuration that publishes a port; its runtime directory is in the test's folder."""
+    """A configuration that publishes a port, with its runtime directory in the test's folder."""
     path = tmp_path / "relay.toml"
     pcrs = "\n".join(f'pcr{index} = "{index:096x}"' for index in (0, 1, 2))
     path.write_text(
@@ -25,6 +25,9 @@ def config(tmp_path: Path) -> str:
         runtime_directory = "{tmp_path}"
         [enclave]
         address = "vsock:16:51820"
+        addresses = ["10.73.0.2/24", "fd73::2/64"]
+        [interface]
+        addresses = ["10.73.0.1/24", "fd73::1/64"]
         [[attestation.pcr_sets]]
         {pcrs}
         [dns]
@@ -42,9 +45,14 @@ def config(tmp_path: Path) -> str:
 
 
 def serve(sockets: ControlSockets, tmp_path: Path, backend: str) -> dict[str, Any]:
-    nat = {"open": True, "backend": backend, "uplink": "eth0", "mtu": 1500, "published": []}
-    sockets.serve_status(str(tmp_path / "first.sock"), {"schema": "wgvsock/v1", "nat": nat})
+    nat = {"open": True, "owner": "first", "backend": backend, "uplink": "eth0", "mtu": 1500, "published": []}
+    serve_nat(sockets, tmp_path, nat)
     return nat
+
+
+def serve_nat(sockets: ControlSockets, tmp_path: Path, *nats: object) -> None:
+    enclaves = [{"name": f"enclave{number}", "nat": nat} for number, nat in enumerate(nats)]
+    sockets.serve_status(str(tmp_path / "first.sock"), {"schema": "wgvsock/v1", "enclaves": enclaves})
 
 
 def test_the_table_of_nft(
@@ -52,16 +60,16 @@ def test_the_table_of_nft(
 ) -> None:
     serve(sockets, tmp_path, "nft")
     tools("nft", 'echo "table of: $*"')
-    assert prints("nat", "show", "-c", config) == "table of: list table inet wgvsock\n"
+    assert prints("nat", "show", "-c", config) == "table of: list table inet wgvsock-first\n"
 
 
 def test_iptables_rules_are_ours_alone(
     sockets: ControlSockets, tools: Callable[[str, str], None], tmp_path: Path, config: str, prints: Prints
 ) -> None:
     serve(sockets, tmp_path, "iptables")
-    tools("iptables-save", 'echo "-A FORWARD -j WGVSOCK-FORWARD"; echo "-A FORWARD -j SOMEBODY-ELSE"')
-    tools("ip6tables-save", 'echo ":WGVSOCK-FORWARD - [0:0]"; echo COMMIT')
-    assert prints("nat", "show", "-c", config) == "-A FORWARD -j WGVSOCK-FORWARD\n:WGVSOCK-FORWARD - [0:0]\n"
+    tools("iptables-save", 'echo "-A FORWARD -j WGVSOCK-first-FWD"; echo "-A FORWARD -j WGVSOCK-second-FWD"')
+    tools("ip6tables-save", 'echo ":WGVSOCK-first-FWD - [0:0]"; echo COMMIT')
+    assert prints("nat", "show", "-c", config) == "-A FORWARD -j WGVSOCK-first-FWD\n:WGVSOCK-first-FWD - [0:0]\n"
 
 
 def test_rules_as_json(
@@ -74,7 +82,33 @@ def test_rules_as_json(
     nat = serve(sockets, tmp_path, "nft")
     tools("nft", "echo rules")
     answer = prints_json("nat", "show", "-c", config)
-    assert answer == {"schema": "wgvsock/v1", **nat, "rules": "rules\n"}
+    assert answer == {"schema": "wgvsock/v1", "enclaves": [{"enclave": "enclave0", **nat, "rules": "rules\n"}]}
+
+
+def test_the_rules_of_each_enclave(
+    sockets: ControlSockets, tools: Callable[[str, str], None], tmp_path: Path, config: str, prints: Prints
+) -> None:
+    serve_nat(sockets, tmp_path, *({"backend": "nft", "owner": f"first/{name}"} for name in ("a", "b")))
+    tools("nft", 'echo "$4"')
+    assert prints("nat", "show", "-c", config) == "wgvsock-first/a\nwgvsock-first/b\n"
+
+
+@pytest.mark.parametrize(
+    "nat", [None, "open", {}, {"backend": "x"}, {"backend": ["nft"]}, {"backend": {}}, {"backend": "nft"}]
+)
+def test_a_service_that_names_no_packet_filter(
+    sockets: ControlSockets, tmp_path: Path, config: str, fails: Callable[..., Any], nat: object
+) -> None:
+    serve_nat(sockets, tmp_path, nat)
+    assert "reports no packet filter" in fails("nat", "show", "-c", config, status=6).what
+
+
+def test_what_a_tool_prints_cannot_steer_the_terminal(
+    sockets: ControlSockets, tools: Callable[[str, str], None], tmp_path: Path, config: str, prints: Prints
+) -> None:
+    serve(sockets, tmp_path, "nft")
+    tools("nft", r"""printf 'table\n\tchain \033[2J \377\n'""")
+    assert prints("nat", "show", "-c", config) == "table\n    chain \\u001b[2J \\xff\n"
 
 
 def test_no_rules(
@@ -102,7 +136,7 @@ def test_no_relay_runs(config: str, fails: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> MemoryKernel:
-    """The machine that `nat render` looks at."""
+    """The machine that `nat render` inspects."""
     made = MemoryKernel()
     monkeypatch.setattr("wgvsock.system.netlink.open_netlink", made.open)
     return made
@@ -111,10 +145,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> MemoryKernel:
 @pytest.mark.usefixtures("kernel")
 def test_rules_for_nft(config: str, prints: Prints) -> None:
     rules = prints("nat", "render", "-c", config)
-    assert rules.startswith("table inet wgvsock\ndelete table inet wgvsock\ntable inet wgvsock {\n")
+    assert "\\t" not in rules  # it is for `nft -f -`
+    assert rules.startswith("table inet wgvsock-first\ndelete table inet wgvsock-first\ntable inet wgvsock-first {\n")
     assert 'oifname "eth0" ip saddr 10.73.0.0/24 masquerade\n' in rules
     assert "tcp dport 443 dnat ip to 10.73.0.2:8443\n" in rules
-    assert "ip daddr 10.96.0.10 tcp dport 53 accept\n" in rules
+    assert "ct original proto-dst 53 ct original ip daddr 10.96.0.10 counter goto admit" in rules
 
 
 @pytest.mark.usefixtures("kernel")

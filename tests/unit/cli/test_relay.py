@@ -1,4 +1,4 @@
-"""`wgvsock relay`: the production entry point on a machine in memory, ended and steered by real signals."""
+"""`wgvsock relay`: the production entry point on a machine in memory, ended and controlled by real signals."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.unit.control_sockets import ControlSockets
 from tests.unit.service_pair import ServicePair
 from wgvsock import settings
 from wgvsock.cli import main
-from wgvsock.telemetry.endpoint import Answer, as_json
 
 
 class AtLines(logging.Handler):
-    """Does something when the service logs a line, once for each: mostly, it sends this process a signal."""
+    """Acts when the service logs a line, once for each. Usually it sends this process a signal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +38,12 @@ class AtLines(logging.Handler):
 
 
 ALONE = "the enclave is not provisioned"
-"""What a relay without an enclave says once it is up and has tried."""
+"""The log of a relay without an enclave, once it runs and has tried."""
 
 
 @pytest.fixture
 def at(loggers: None) -> Iterator[AtLines]:
-    """What happens at which line."""
+    """The action for each line."""
     handler = AtLines()
     ours = logging.getLogger("wgvsock")
     ours.addHandler(handler)
@@ -56,8 +54,10 @@ def at(loggers: None) -> Iterator[AtLines]:
 
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServicePair:
-    """The machine; its enclave does not run."""
-    return ServicePair(tmp_path, monkeypatch)
+    """The machine. Its enclave is not running."""
+    made = ServicePair(tmp_path)
+    monkeypatch.setattr("wgvsock.machine.linux.LinuxMachine", lambda: made.machine)
+    return made
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ def test_it_stops_and_takes_everything_back(
     assert run(file) == 0
     assert pair.filter.history  # there was a table
     assert pair.filter.rules is None
-    assert at.lines[-1] == "the relay has stopped and taken everything back"
+    assert at.lines[-1] == "the relay has stopped and reverted its changes"
     assert not (pair.folder / "relay" / "relay.sock").exists()
     captured = capsys.readouterr()
     assert not captured.out
-    assert " level=info at=relay.supervisor msg=" in captured.err
+    assert " level=info at=relay.service msg=" in captured.err
 
 
 def test_stopping_for_a_restart_leaves_the_closed_filter(pair: ServicePair, file: Path, at: AtLines) -> None:
@@ -100,7 +100,7 @@ def test_hangup_reads_the_configuration_again(pair: ServicePair, file: Path, at:
         signal.raise_signal(signal.SIGHUP)
 
     at.acts[ALONE] = change
-    at.send(signal.SIGTERM, "the configuration is reloaded")
+    at.send(signal.SIGTERM, "the configuration was reloaded")
     assert run(file) == 0
     assert pair.relay_kernel.mtus["wg0"] == 1400
 
@@ -118,7 +118,7 @@ def test_a_wrong_configuration_is_not_reloaded(pair: ServicePair, file: Path, at
 
 def test_usr1_attests_again(file: Path, at: AtLines) -> None:
     at.send(signal.SIGUSR1, ALONE)
-    at.send(signal.SIGTERM, "attestation is asked for")
+    at.send(signal.SIGTERM, "attestation was requested")
     assert run(file) == 0
     assert not at.acts
 
@@ -140,7 +140,7 @@ def without_tun(pair: ServicePair, monkeypatch: pytest.MonkeyPatch) -> Callable[
     """The real `open_tun` on a machine where opening, or configuring, /dev/net/tun fails."""
     from wgvsock.devices.tun import open_tun
 
-    monkeypatch.setattr("wgvsock.relay.supervisor.open_tun", open_tun)
+    monkeypatch.setattr(pair.machine, "open_tun", open_tun)
     really_open = os.open
 
     def refuse(number: int) -> None:
@@ -181,17 +181,25 @@ def test_with_a_forbidden_tun_device(
 
 
 @pytest.mark.usefixtures("at")
-def test_without_net_admin(file: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., Any]) -> None:
-    from wgvsock.devices.tun import open_tun
+def test_without_net_admin(
+    file: Path, pair: ServicePair, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., Any]
+) -> None:
+    from wgvsock.devices.tun import TUN_PATH, open_tun
+
+    open_here = os.open
+
+    def open_another(path: str, *arguments: Any, **options: Any) -> int:
+        """A device that everybody may open. The path itself is a constant of the compiled build."""
+        return open_here(os.devnull if path == TUN_PATH else path, *arguments, **options)
 
     def refuse(*_: Any) -> int:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr("wgvsock.relay.supervisor.open_tun", open_tun)
-    monkeypatch.setattr("wgvsock.devices.tun.TUN_PATH", os.devnull)
+    monkeypatch.setattr(pair.machine, "open_tun", open_tun)
+    monkeypatch.setattr(os, "open", open_another)
     monkeypatch.setattr("wgvsock.devices.tun.fcntl.ioctl", refuse)
     failure = fails("relay", "run", "-c", str(file), status=7, logs=True)
-    assert (failure.code, failure.what) == ("WGV-E071", "cannot make the interface wg0")
+    assert (failure.code, failure.what) == ("WGV-E071", "cannot create the interface wg0")
     assert (failure.why, failure.fix) == ("Operation not permitted", "run with CAP_NET_ADMIN")
 
 
@@ -212,32 +220,3 @@ def test_no_secret_is_printed(file: Path, pair: ServicePair, at: AtLines, capsys
     seed = (pair.folder / "relay" / "relay.key").read_text().strip()
     assert len(seed) == 44
     assert seed not in capsys.readouterr().err
-
-
-# Orders for a relay that runs.
-
-
-@pytest.mark.parametrize("verb", ["reattest", "reload"])
-def test_an_order(sockets: ControlSockets, file: Path, verb: str, prints: Callable[..., str]) -> None:
-    orders: list[str] = []
-
-    def accept() -> Answer:
-        orders.append(verb)
-        return as_json({"schema": "wgvsock/v1", "accepted": True})
-
-    sockets.serve(str(file.parent / "relay" / "relay.sock"), {("POST", f"/{verb}"): accept})
-    assert not prints("relay", verb, "-c", str(file))
-    assert orders == [verb]
-
-
-@pytest.mark.parametrize("verb", ["reattest", "reload"])
-def test_an_order_that_is_not_known_there(
-    sockets: ControlSockets, file: Path, verb: str, fails: Callable[..., Any]
-) -> None:
-    sockets.serve(str(file.parent / "relay" / "relay.sock"), {})
-    assert fails("relay", verb, "-c", str(file), status=6).why == f"it does not know POST /{verb}"
-
-
-@pytest.mark.usefixtures("sockets")
-def test_an_order_to_nobody(file: Path, fails: Callable[..., Any]) -> None:
-    assert fails("relay", "reattest", "-c", str(file), status=3).code == "WGV-E087"

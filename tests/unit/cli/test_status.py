@@ -1,4 +1,4 @@
-"""What a service says about itself, for people, for programs and as an exit status."""
+"""What a service reports about itself, for people, for programs and as an exit status."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from tests.unit.control_sockets import ControlSockets, text
-from tests.unit.service_pair import ServicePair
 from wgvsock.cli import main
-from wgvsock.cli.status import exit_status, render, socket_path
+from wgvsock.cli.status import exit_status, socket_path
 from wgvsock.telemetry.endpoint import as_json
-from wgvsock.testing import without_waiting
 
 SOCKET = "/run/wgvsock/relay.sock"
 COMMAND = ("status", "--socket", SOCKET)
@@ -91,12 +89,18 @@ def test_forbidden_to_ask(sockets: ControlSockets, fails: Callable[..., Any]) ->
 @pytest.mark.parametrize("answer", [{"message": "page not found"}, ["a", "list"], {"schema": "wgvsock/v2"}])
 def test_another_program_s_socket(sockets: ControlSockets, fails: Callable[..., Any], answer: object) -> None:
     sockets.serve_status(SOCKET, answer)
-    assert fails(*COMMAND, status=6).why == "it does not know GET /status"
+    assert fails(*COMMAND, status=6).why == "it does not support GET /status"
 
 
 def test_an_endpoint_without_status(sockets: ControlSockets, fails: Callable[..., Any]) -> None:
     sockets.serve(SOCKET, {("GET", "/live"): text("alive\n")})
-    assert fails(*COMMAND, status=6).why == "it does not know GET /status"
+    assert fails(*COMMAND, status=6).why == "it does not support GET /status"
+
+
+@pytest.mark.parametrize("timeout", ["nan", "-1", "x"])
+def test_a_timeout_that_is_none(timeout: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*COMMAND, "--wait", "--timeout", timeout])
 
 
 # The socket's path.
@@ -119,8 +123,49 @@ def test_the_socket_of_a_configuration(
     assert socket_path(role, None) == "/run/x/other.sock"
 
 
-def test_a_configuration_that_is_wrong(tmp_path: Path, fails: Callable[..., Any]) -> None:
+def test_a_configuration_that_is_not_there(tmp_path: Path, fails: Callable[..., Any]) -> None:
     assert fails("status", "-c", str(tmp_path / "missing.toml"), status=2).code == "WGV-E004"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name = "other"\nruntime_directory = "/run/x"\nunknown = 1\n',
+        'name = "other"\nruntime_directory = "/run/x"\n[nat\n= 1',
+        '= \nname = "other"\nruntime_directory = "/run/x"\n[x]\nname = "wrong"\n',
+        'name = "other"\nruntime_directory = "/run/x"\nx = ' + "[" * 100_000,
+    ],
+)
+def test_a_running_service_is_found_when_its_configuration_is_wrong(
+    text: str, sockets: ControlSockets, tmp_path: Path, prints: Callable[..., str]
+) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(text)
+    sockets.serve_status("/run/x/other.sock", snapshot())
+    assert prints("status", "-c", str(path)) == "relay first: ready\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "name = 1\nruntime_directory = []", 'name = "a/b"\nruntime_directory = "\\u0000"', "\x00\xff"]
+)
+def test_what_names_no_socket_leaves_the_default(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(text)
+    assert socket_path("relay", str(path)) == "/run/wgvsock/relay.sock"
+
+
+def test_a_default_configuration_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wgvsock.relay.config.DEFAULT_PATH", str(tmp_path))
+    assert socket_path("relay", None) == "/run/wgvsock/relay.sock"
+    assert capsys.readouterr().err.startswith("note: the default configuration is ignored: ")
+
+
+def test_a_service_by_its_name(sockets: ControlSockets, prints: Callable[..., str], fails: Callable[..., Any]) -> None:
+    sockets.serve_status("/run/wgvsock/second.sock", snapshot())
+    assert prints("status", "--name", "second") == "relay first: ready\n"
+    assert fails("status", "--name", "../x", status=2).code == "WGV-E001"
 
 
 def test_the_command_asks_where_the_configuration_says(
@@ -129,75 +174,14 @@ def test_the_command_asks_where_the_configuration_says(
     path = tmp_path / "enclave.toml"
     path.write_text('name = "app"\nruntime_directory = "/run/y"\n')
     sockets.serve_status("/run/y/app.sock", snapshot(role="enclave", name="app"))
-    assert prints("status", "--role", "enclave", "-c", str(path)) == "enclave app: ready, ready\n"
-
-
-# For people.
-
-
-def test_the_short_form() -> None:
-    assert render(snapshot()) == ["relay first: ready, ready"]
-
-
-def test_the_long_form() -> None:
-    status = snapshot(
-        state="provisioning",
-        ready=False,
-        conditions={"attested": True, "handshake": True, "rules": False},
-        attestation={"module_id": "i-1-enc2", "timestamp": "2026-11-23T10:00:00", "pcrs": {"PCR0": "ab", "PCR1": "cd"}},
-        root_is_aws=False,
-        debug_allowed=True,
-        provisioning={"error": REFUSED},
-        wireguard={"peers": [PEER, {**PEER, "handshake_age_seconds": None}]},
-        nat={"open": False, "backend": "nft", "uplink": "eth0", "mtu": 1500, "published": ["tcp:80->10.73.0.2:80"]},
-        counters={"dropped": {"no_route": 2, "backlog": 1}},
-    )
-    assert render(status) == [
-        "relay first: provisioning, not ready",
-        "conditions: attested yes, handshake yes, rules no",
-        "enclave: i-1-enc2, attested 2026-11-23T10:00:00",
-        "PCR0: ab",
-        "warning: an attestation root other than AWS's is accepted",
-        "warning: enclaves in debug mode are accepted",
-        "error[WGV-E034]: the document was refused: it is too old",
-        "peer: AAA= at vsock:16:51820, handshake 13 s ago, 100 B in, 200 B out, gso",
-        "peer: AAA= at vsock:16:51820, no handshake yet, 100 B in, 200 B out, gso",
-        "nat: closed on eth0 (nft), mtu 1500",
-        "published: tcp:80->10.73.0.2:80",
-        "dropped: backlog 1, no_route 2",
-    ]
-
-
-def test_what_is_as_it_should_be_is_not_warned_of() -> None:
-    nat = {"open": True, "backend": "nft", "uplink": "eth0", "mtu": 1500, "published": []}
-    status = snapshot(root_is_aws=True, debug_allowed=False, attestation=None, nat=nat)
-    assert render(status) == ["relay first: ready, ready", "nat: open on eth0 (nft), mtu 1500"]
-
-
-def test_real_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = ServicePair(tmp_path, monkeypatch)
-
-    @without_waiting
-    async def test() -> None:
-        await pair.up()
-        relay, enclave = pair.relay.status(), pair.enclave.status()
-        await pair.down()
-        assert (exit_status(relay), exit_status(enclave)) == (0, 0)
-        lines = render(relay)
-        assert lines[:2] == ["relay relay: ready, ready", "conditions: attested yes, handshake yes, rules yes"]
-        assert f"PCR0: {pair.lab_enclave.measurements[0].hex()}" in lines
-        assert "warning: an attestation root other than AWS's is accepted" in lines
-        assert any(line.startswith("nat: open on eth0") for line in lines)
-        assert render(enclave)[0] == "enclave enclave: active, ready"
-
-    test()
+    assert prints("status", "--role", "enclave", "-c", str(path)) == "enclave app: ready\n"
 
 
 # --watch and --wait, with a clock that moves by sleeping.
 
 
 class Clock:
-    """In place of the module `time`."""
+    """Replaces the module `time`."""
 
     def __init__(self) -> None:
         self.now = 50.0
@@ -205,6 +189,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return 1_795_000_000.0
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -219,7 +206,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def serve_in_turn(sockets: ControlSockets, *snapshots: dict[str, Any]) -> None:
-    """Each question is answered by the next one; after the last, the service is gone."""
+    """Each request gets the next answer. After the last one, the service is gone."""
     left: Iterator[dict[str, Any]] = iter(snapshots)
 
     def answer() -> Any:
@@ -238,9 +225,9 @@ def test_watching_prints_each_second_until_the_service_ends(
     assert main([*COMMAND, "--watch"]) == 3
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        "relay first: provisioning, not ready",
-        "relay first: ready, ready",
-        "relay first: stopping, not ready",
+        "relay first: not ready (provisioning)",
+        "relay first: ready",
+        "relay first: not ready (stopping)",
     ]
     assert captured.err.startswith("error[WGV-E087]: ")
     assert clock.slept == [1.0, 1.0, 1.0]
@@ -248,7 +235,7 @@ def test_watching_prints_each_second_until_the_service_ends(
 
 def test_waiting_for_one_that_is_ready(sockets: ControlSockets, clock: Clock, prints: Callable[..., str]) -> None:
     serve_in_turn(sockets, snapshot())
-    assert prints(*COMMAND, "--wait") == "relay first: ready, ready\n"
+    assert prints(*COMMAND, "--wait") == "relay first: ready\n"
     assert not clock.slept
 
 
@@ -259,13 +246,13 @@ def test_waiting_through_the_start(sockets: ControlSockets, clock: Clock, prints
             serve_in_turn(sockets, not_ready(REFUSED), not_ready(), snapshot())
 
     clock.sleep = start  # type: ignore[method-assign]
-    assert prints(*COMMAND, "--wait") == "relay first: ready, ready\n"
+    assert prints(*COMMAND, "--wait") == "relay first: ready\n"
     assert len(clock.slept) == 5
 
 
 def test_waiting_in_vain_for_readiness(sockets: ControlSockets, clock: Clock, prints: Callable[..., str]) -> None:
     sockets.serve_status(SOCKET, not_ready())
-    assert prints(*COMMAND, "--wait", "--timeout", "2", status=6) == "relay first: provisioning, not ready\n"
+    assert prints(*COMMAND, "--wait", "--timeout", "2", status=6) == "relay first: not ready (provisioning)\n"
     assert clock.now == pytest.approx(52, abs=0.3)
 
 

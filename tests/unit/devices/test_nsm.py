@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 class FakeDriver:
-    """The nsm driver's side of the ioctl: reads and writes the caller's memory at the addresses it is given."""
+    """The nsm driver's side of the ioctl: reads and writes the caller's memory at the given addresses."""
 
     def __init__(self, answer: Callable[[bytes], bytes] = lambda request: request) -> None:
         self.answer = answer
@@ -80,14 +80,14 @@ def test_the_command_is_the_one_of_the_kernel_header() -> None:
 
 def test_a_request_too_large_never_reaches_the_driver(device: NsmDevice, driver: FakeDriver) -> None:
     driver.failure = errno.EIO
-    with pytest.raises(NsmError, match="the driver takes 4096"):
+    with pytest.raises(NsmError, match="the driver accepts 4096"):
         device.request(bytes(MAX_REQUEST_SIZE + 1))
 
 
 @pytest.mark.parametrize("length", [MAX_RESPONSE_SIZE, MAX_RESPONSE_SIZE + 1])
 def test_a_full_buffer_counts_as_cut_off(device: NsmDevice, driver: FakeDriver, length: int) -> None:
     driver.answer = lambda _request: bytes(length)
-    with pytest.raises(NsmError, match="cut off"):
+    with pytest.raises(NsmError, match="truncated"):
         device.request(b"x")
 
 
@@ -105,7 +105,7 @@ def test_an_empty_response_is_none(device: NsmDevice, driver: FakeDriver) -> Non
 @pytest.mark.parametrize(
     ("number", "why"),
     [
-        (errno.EMSGSIZE, "larger than the driver takes"),
+        (errno.EMSGSIZE, "larger than the driver accepts"),
         (errno.EINVAL, "does not know this command"),
         (errno.ENODATA, "no response"),
         (errno.ETIMEDOUT, "120 seconds"),
@@ -202,7 +202,7 @@ def test_attest(client: NsmClient, enclave: LabEnclave) -> None:
 def test_no_field_above_512_bytes_is_emitted(client: NsmClient, field: str) -> None:
     fields: dict[str, Any] = {field: bytes(512)}
     client.attest(**fields)
-    with pytest.raises(NsmError, match="512 are the most") as caught:
+    with pytest.raises(NsmError, match="and 512 fit") as caught:
         client.attest(**{field: bytes(513)})
     assert caught.value.name == "InputTooLarge"
 
@@ -211,6 +211,23 @@ def test_a_module_that_refuses_to_attest(client: NsmClient, enclave: LabEnclave)
     enclave.faults = Faults(error="InternalError")
     with pytest.raises(NsmError, match="InternalError"):
         client.attest()
+
+
+RANDOM = cbor2.dumps("GetRandom") + cbor2.dumps({"random": b"x"})
+
+
+@pytest.mark.parametrize("response", [b"\xa1" + RANDOM, b"\xbf" + RANDOM + b"\xff"], ids=["closed", "open"])
+def test_the_outermost_map_of_a_response_may_be_open(device: NsmDevice, driver: FakeDriver, response: bytes) -> None:
+    driver.answer = lambda _request: response
+    assert NsmClient(device).random() == b"x"
+
+
+@pytest.mark.parametrize("refusal", [b"\xa1%s", b"\xbf%s\xff"], ids=["closed", "open"])
+def test_a_refusal_in_either_form(device: NsmDevice, driver: FakeDriver, refusal: bytes) -> None:
+    driver.answer = lambda _request: refusal % (cbor2.dumps("Error") + cbor2.dumps("InvalidIndex"))
+    with pytest.raises(NsmError) as caught:
+        NsmClient(device).describe_pcr(32)
+    assert caught.value.name == "InvalidIndex"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +245,20 @@ def test_a_module_that_refuses_to_attest(client: NsmClient, enclave: LabEnclave)
         cbor2.dumps({"Error": 1}),
         cbor2.dumps([]),
         b"\xa2" + (cbor2.dumps("GetRandom") + cbor2.dumps({"random": b"x"})) * 2,
+        cbor2.dumps({"GetRandom": {"random": b"x"}}) + b"\x00",
+        # An open map at the top weakens nothing else.
+        b"\xbf",
+        b"\xbf\xff",
+        b"\xbf" + RANDOM,
+        b"\xbf" + RANDOM + b"\xff\xff",
+        b"\xbf" + RANDOM + b"\xff\x00",
+        b"\xbf" + RANDOM * 2 + b"\xff",
+        b"\xbf" + RANDOM + cbor2.dumps("more") + cbor2.dumps({}) + b"\xff",
+        b"\xbf" + cbor2.dumps("GetRandom") + b"\xff",
+        b"\xbf" + cbor2.dumps("GetRandom") + b"\xbf" + cbor2.dumps("random") + b"\x41x\xff\xff",
+        b"\xa1" + cbor2.dumps("GetRandom") + b"\xbf" + cbor2.dumps("random") + b"\x41x\xff",
+        b"\xbf" + cbor2.dumps("GetRandom") + b"\xa1" + cbor2.dumps("random") + b"\x5f\x41x\xff\xff",
+        b"\x9f" + cbor2.dumps("GetRandom") + b"\xff",
     ],
 )
 def test_responses_that_do_not_answer(device: NsmDevice, driver: FakeDriver, response: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The kernel is played by a table of ioctls and a socket pair; tests/e2e opens real interfaces."""
+"""A table of ioctls and a socket pair play the kernel. tests/e2e opens real interfaces."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ from wgvsock.errors import ConfigurationError, SystemSetupError
 
 
 class Request(IntEnum):
-    """linux/if_tun.h: _IOW('T', number, int), _IOR for TUNGETIFF; linux/sockios.h."""
+    """linux/if_tun.h: _IOW('T', number, int), _IOR for TUNGETIFF. Also linux/sockios.h."""
 
     TUNSETIFF = 0x40045400 | 202
     TUNSETOFFLOAD = 0x40045400 | 208
@@ -179,20 +179,11 @@ def test_packets_in_and_out(kernel: Kernel) -> None:
     made.close()
 
 
-def test_a_packet_in_two_buffers(kernel: Kernel) -> None:
-    made = open_tun("wg0", packet_headroom=10)
-    head, rest = memoryview(bytearray(4)), memoryview(bytearray(10))
-    assert made.read_split(head, rest) == 0
-    kernel.ends[0].send(b"headrest")
-    assert made.read_split(head, rest) == 8
-    assert (bytes(head), bytes(rest[:4])) == (b"head", b"rest")
-    made.close()
-
-
 def test_a_packet_that_the_kernel_refuses_is_no_error(kernel: Kernel) -> None:
     made = open_tun("wg0")
     kernel.ends[0].close()
     assert not made.write(memoryview(b"packet"))
+    assert made.write_error in {errno.EPIPE, errno.ECONNREFUSED, errno.ECONNRESET}
     made.close()
 
 
@@ -214,9 +205,6 @@ def test_an_interface_that_somebody_removed(kernel: Kernel, monkeypatch: pytest.
     monkeypatch.setattr(made, "_readinto", fail)
     with pytest.raises(TunGoneError, match="bad state"):
         made.read_into(memoryview(bytearray(10)))
-    monkeypatch.setattr(os, "readv", fail)
-    with pytest.raises(TunGoneError, match="bad state"):
-        made.read_split(memoryview(bytearray(10)), memoryview(bytearray(10)))
     kernel.refuses[Request.TUNGETIFF] = errno.EBADFD
     with pytest.raises(TunGoneError):
         _ = made.name
@@ -246,7 +234,7 @@ def test_a_name_that_no_interface_can_have(kernel: Kernel, name: str) -> None:
 )
 def test_an_interface_that_the_kernel_refuses(kernel: Kernel, code: int, fix: str) -> None:
     kernel.refuses[Request.TUNSETIFF] = code
-    with pytest.raises(TunForbiddenError, match="cannot make the interface wg0") as raised:
+    with pytest.raises(TunForbiddenError, match="cannot create the interface wg0") as raised:
         open_tun("wg0")
     assert fix in raised.value.fix
     assert not is_open(kernel.opened[0])
@@ -261,7 +249,7 @@ def test_a_missing_node_is_made(kernel: Kernel) -> None:
 def test_a_missing_node_that_cannot_be_made(kernel: Kernel) -> None:
     kernel.path_exists = False
     kernel.mknod_error = errno.EPERM
-    with pytest.raises(TunMissingError, match="does not exist and cannot be made: Operation not permitted"):
+    with pytest.raises(TunMissingError, match="does not exist and cannot be created: Operation not permitted"):
         open_tun("wg0")
 
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lab import backends
-from lab.backend import Unavailable
-from lab.errors import LabError, LabUnavailableError
+from lab.errors import LabError, LabUnavailableError, Unavailable
 
 
 class Backend:

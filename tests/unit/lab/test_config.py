@@ -5,8 +5,8 @@ import tomllib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.config import enclave_config, relay_config, to_toml
-from lab.topology import TOPOLOGY
+from lab.config import enclave_config, fleet_config, relay_config, to_toml
+from lab.topology import TOPOLOGY, TWO_ENCLAVES, Node
 
 KEYS = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 SCALARS = st.one_of(
@@ -40,6 +40,25 @@ def test_the_relay_is_told_the_laboratory_root_explicitly() -> None:
     assert config["attestation"]["root_sha256"] == ["ab" * 32]
     assert config["attestation"]["pcr_sets"] == [{"pcr0": "00", "pcr1": "11", "pcr2": "22"}]
     assert tomllib.loads(to_toml(config)) == config
+
+
+def test_a_relay_of_two_enclaves_is_told_each_one_s_own() -> None:
+    measured = {f"PCR{number}": "00" for number in range(3)}
+    config = fleet_config(
+        TWO_ENCLAVES,
+        addresses={Node.ENCLAVE: ("unix:/a", "unix:/b"), Node.SECOND: ("unix:/c", "unix:/d")},
+        root_sha256="ab" * 32,
+        pcrs={Node.ENCLAVE: measured, Node.SECOND: {**measured, "PCR0": "11"}},
+        runtime_directory="/run/wgvsock",
+    )
+    assert tomllib.loads(to_toml(config)) == config
+    assert not {"enclave", "interface", "nat", "attestation"} & config.keys()  # of the short form, or of all
+    first, second = config["enclaves"]
+    assert (first["name"], first["address"], first["interface"]) == ("first", "unix:/a", "wg0")
+    assert second["provisioning_address"] == "unix:/d"
+    assert second["addresses"] == ["10.74.0.2/24", "fd74::2/64"]
+    assert second["attestation"]["pcr_sets"] == [{"pcr0": "11", "pcr1": "00", "pcr2": "00"}]
+    assert {entry["port"] for entry in second["publish"]} == {7008, 8081}
 
 
 def test_the_enclave_listens_where_it_is_told() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from itertools import combinations
 
 import pytest
 
-from lab.topology import PACKET_POINTS, TOPOLOGY, Node, Point
+from lab.topology import PACKET_POINTS, TOPOLOGY, TWO_ENCLAVES, Node, Point
 
 
 def nics() -> list[tuple[str, object]]:
@@ -70,3 +71,30 @@ def test_look_up_by_name() -> None:
         TOPOLOGY.nic(Node.POD, "eth7")
     with pytest.raises(LookupError):
         TOPOLOGY.service(Node.POD)
+
+
+def test_two_enclaves_share_nothing_but_the_pod() -> None:
+    first, second = TWO_ENCLAVES.tenants
+    assert (first.node, second.node) == (Node.ENCLAVE, Node.SECOND)
+    assert (first.enclave4, first.relay6) == (TOPOLOGY.enclave4, TOPOLOGY.relay6)
+    assert first.interface != second.interface
+    for ours, theirs in zip(first.addresses, second.addresses, strict=True):
+        assert not ip_interface(ours).network.overlaps(ip_interface(theirs).network)
+    for tenant in TWO_ENCLAVES.tenants:
+        for here, there in zip(tenant.addresses, tenant.relay_addresses, strict=True):
+            assert ip_interface(here).network == ip_interface(there).network
+    ports = [port for one in TWO_ENCLAVES.tenants for port in (one.application.echo_port, one.application.http_port)]
+    assert len(set(ports)) == 4
+
+
+def test_an_enclave_by_its_machine() -> None:
+    assert TWO_ENCLAVES.tenant(Node.SECOND).name == "second"
+    assert TOPOLOGY.nodes == (Node.ENCLAVE, Node.POD, Node.NODE, Node.EXTERNAL)
+    assert set(TWO_ENCLAVES.nodes) == set(Node)
+    with pytest.raises(LookupError):
+        TOPOLOGY.tenant(Node.SECOND)
+
+
+def test_who_asks_a_name_server() -> None:
+    assert TOPOLOGY.resolver_of(Node.POD) == f"nameserver {TOPOLOGY.external4}\n"
+    assert TOPOLOGY.resolver_of(Node.ENCLAVE) == ""

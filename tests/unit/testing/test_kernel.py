@@ -1,4 +1,4 @@
-"""The kernel in memory keeps what it was told and refuses what the test wants refused."""
+"""The kernel in memory keeps its settings and refuses what the test wants refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from ipaddress import ip_interface, ip_network
 import pytest
 
 from wgvsock.system.errors import NetlinkSetupError
+from wgvsock.system.filter.apply import Ran
 from wgvsock.system.netlink import Netlink, Route
 from wgvsock.testing import without_waiting
 from wgvsock.testing.kernel import MemoryFilter, MemoryKernel
@@ -20,13 +21,18 @@ def test_it_has_every_public_method_of_netlink() -> None:
 @without_waiting
 async def test_it_keeps_what_it_was_told() -> None:
     async with MemoryKernel().open(lambda undo: undo) as kernel:
-        await kernel.bring_up("wg0", mtu=1400, queue_length=5)
-        await kernel.set_addresses("wg0", [ip_interface("10.0.0.1/24")])
-        await kernel.set_routes("wg0", [Route(ip_network("0.0.0.0/0"))])
-        assert not await kernel.enable_ipv4_forwarding("eth0")
-        assert await kernel.enable_ipv4_forwarding("eth0")
-        assert not kernel.enable_ipv6_forwarding("eth0")
-        assert kernel.enable_ipv6_forwarding("eth0")
+        for changed in (True, False):
+            assert await kernel.bring_up("wg0", mtu=1400, queue_length=5, group=7) is changed
+            assert await kernel.set_addresses("wg0", [ip_interface("10.0.0.1/24")]) is changed
+            assert await kernel.set_routes("wg0", [Route(ip_network("0.0.0.0/0"))]) is changed
+        assert await kernel.networks(besides=("lo",)) == [("wg0", ip_interface("10.0.0.1/24"))]
+        assert await kernel.networks(besides=("wg0",)) == []
+        off = await kernel.forwarding_switches({4: "eth0", 6: "eth0"})
+        assert [switch.value for switch in off] == ["0/0", "0"]
+        assert await kernel.enable_forwarding("wg0", off)
+        assert not await kernel.enable_forwarding("wg0", off)
+        assert kernel.forwarding == {"wg0", "eth0", "ipv6"}
+        assert not kernel.forwards_ipv4()
         found = await kernel.interface("wg0")
         assert (found.mtu, found.is_up) == (1400, True)
         assert await kernel.default_interface(4) == "eth0"
@@ -40,14 +46,20 @@ async def test_it_keeps_what_it_was_told() -> None:
 
 
 @without_waiting
-async def test_the_filter_holds_one_table() -> None:
+async def test_the_filter_holds_tables_by_name() -> None:
     tool = MemoryFilter()
-    assert await tool(["nft", "-c", "-f", "-"], "chain masquerade") == (0, "")
+    table = "table inet x\ndelete table inet x\ntable inet x {\n chain masquerade\n}\n"
+    assert await tool(["nft", "-c", "-f", "-"], table) == Ran(0)
     assert not tool.is_open
-    await tool(["nft", "-f", "-"], "chain masquerade")
+    await tool(["nft", "-f", "-"], table)
     assert tool.is_open
-    await tool(["nft", "-f", "-"], "delete")
+    assert (await tool(["nft", "-s", "-t", "list", "table", "inet", "x"], "")).output == table
+    assert (await tool(["nft", "list", "tables"], "")).output == "table inet x\n"
+    await tool(["nft", "-f", "-"], "table inet x\ndelete table inet x\n")
+    assert (await tool(["nft", "list", "tables"], "")).output == ""
     assert tool.rules is None
     assert len(tool.history) == 2
+    await tool(["nft", "-f", "-"], "add element inet x set { 10.0.0.1 timeout 1s }\n")
+    assert (len(tool.pinned), len(tool.history)) == (1, 2)
     tool.refuses.add("nft")
     assert (await tool(["nft", "list", "tables"], ""))[0] == 1

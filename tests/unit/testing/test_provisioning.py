@@ -1,4 +1,4 @@
-"""The double itself: what its shell does, and that a test can take the shell's place."""
+"""The double itself: what its shell does, and that a test can replace the shell."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from wgvsock.provisioning import (
     LinkState,
     ProvisioningFailed,
 )
+from wgvsock.provisioning.messages import Hello, decode_request, decode_result
+from wgvsock.provisioning.transcript import Ephemeral
 from wgvsock.testing.clock import ManualClock
-from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG, ProvisioningPair
+from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG, EnclaveHalf, ProvisioningPair, RelayHalf
 
 PCRS = PcrSet({index: bytes((index + 1,)) * 48 for index in range(3)})
 
@@ -45,7 +47,7 @@ def test_the_shell_applies_attests_and_takes_back(pair: ProvisioningPair) -> Non
 
 def test_the_shell_holds_what_was_activated(pair: ProvisioningPair) -> None:
     connection = pair.connect()
-    connection.to_enclave = lambda data: data if len(data) > 20 else b""  # the relay's verdict gets lost
+    connection.to_enclave = lambda data: data if len(data) > 40 else b""  # the relay's verdict gets lost
     connection.run()
     held = pair.in_force
     assert held is not None
@@ -68,6 +70,23 @@ def test_a_test_can_be_the_shell(pair: ProvisioningPair) -> None:
     assert isinstance(needed, AttestationNeeded)
     connection.exchange.receive_eof()
     assert isinstance(pair.drain()[-1], ExchangeEnded)
+
+
+def test_what_the_relay_sent_can_be_read(pair: ProvisioningPair) -> None:
+    connection = pair.connect()
+    connection.run()
+    request, result = connection.opened_by_enclave
+    assert decode_request(request).relay_public_key == RELAY_PUBLIC_KEY
+    assert decode_result(result).code != 0
+
+
+def test_two_halves_understand_each_other() -> None:
+    hello = Hello(b"n" * 32, Ephemeral(b"e" * 32).public, ()).encode()
+    relay = RelayHalf(hello)
+    enclave = EnclaveHalf(hello, relay.request(b"request"))
+    assert enclave.request == b"request"
+    assert relay.open(enclave.response(b"response")) == b"response"
+    assert enclave.open(relay.result(b"result")) == b"result"
 
 
 def test_the_double_s_configuration_is_valid_and_its_clock_is_utc(pair: ProvisioningPair) -> None:

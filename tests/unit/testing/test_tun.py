@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from wgvsock.devices.errors import TunGoneError
@@ -14,19 +16,6 @@ def test_packets_both_ways_keep_their_borders() -> None:
         assert tun.write(memoryview(packet))
     assert [bytes(room[: tun.read_into(room)]) for _ in range(2)] == [b"one", b"three"]
     assert [tun.take(), tun.take(), tun.take()] == [b"one", b"three", None]
-    tun.close()
-
-
-def test_a_packet_in_two_buffers() -> None:
-    tun = MemoryTun()
-    head, rest = memoryview(bytearray(4)), memoryview(bytearray(10))
-    assert tun.read_split(head, rest) == 0
-    tun.inject(b"headrest")
-    assert tun.read_split(head, rest) == 8
-    assert bytes(head) + bytes(rest[:4]) == b"headrest"
-    tun.remove()
-    with pytest.raises(TunGoneError):
-        tun.read_split(head, rest)
     tun.close()
 
 
@@ -51,6 +40,19 @@ def test_refusals_and_full_queues() -> None:
     while tun.write(memoryview(bytes(1000))):
         written += 1
         assert written < 100_000
+    tun.close()
+
+
+def test_why_a_write_was_refused() -> None:
+    tun = MemoryTun(packet_headroom=10)
+    super_packet, plain = memoryview(bytes([1, 1]) + bytes(30)), memoryview(bytes(32))
+    tun.refuses_super_packets = True
+    assert [tun.write(plain), tun.write(super_packet), tun.write_error] == [True, False, errno.EINVAL]
+    while tun.write(plain):
+        pass
+    assert tun.write_error == errno.EAGAIN
+    tun.refuses_writes = True
+    assert [tun.write(plain), tun.write_error] == [False, errno.EIO]
     tun.close()
 
 

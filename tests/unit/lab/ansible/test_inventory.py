@@ -9,7 +9,7 @@ import pytest
 
 from lab.ansible.inventory import inventory, main
 from lab.netns.backend import NetnsBackend
-from lab.topology import Node
+from lab.topology import TOPOLOGY
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def backend(tmp_path: Path) -> NetnsBackend:
 
 def test_every_machine_is_in_it_and_can_be_entered(backend: NetnsBackend) -> None:
     hosts = inventory(backend)["_meta"]["hostvars"]
-    assert set(hosts) == {str(node) for node in Node}
-    for node in Node:
+    assert set(hosts) == {str(node) for node in TOPOLOGY.nodes}
+    for node in TOPOLOGY.nodes:
         assert hosts[node]["ansible_connection"] == "lab"
         assert hosts[node]["lab_enter"] == backend.enter(node)
         assert hosts[node]["ansible_python_interpreter"] == sys.executable
@@ -59,7 +59,7 @@ def test_it_speaks_as_an_inventory_script(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("lab.standing.attach", lambda: backend)
+    monkeypatch.setattr("lab.cli.standing.attach", lambda: backend)
     assert main(argv) == 0
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert printed == (json.loads(json.dumps(inventory(backend))) if whole else {})

@@ -16,6 +16,7 @@ def everything_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda tool: f"/usr/bin/{tool}")
     monkeypatch.setattr(privilege, "_open_tun", lambda: None)
     monkeypatch.setattr(privilege, "_may_make_namespaces", lambda: True)
+    monkeypatch.setattr(privilege, "own_root", list)
 
 
 def test_nothing_lacks() -> None:
@@ -56,6 +57,25 @@ def test_a_tun_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch, n
 def test_no_right_to_make_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privilege, "_may_make_namespaces", lambda: False)
     assert str(privilege.unavailable()).startswith("forbidden: network namespaces")
+
+
+@pytest.mark.parametrize(("status", "lacks"), [(0, False), (1, True)])
+def test_a_chroot_that_allows_no_mounts_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, status: int, lacks: bool
+) -> None:
+    monkeypatch.setattr(privilege, "own_root", lambda: ["root.py"])
+    said = "error: cannot run true\nwhy:   [Errno 1] setns: Operation not permitted\nfix:   be root\n"
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda argv, **_: subprocess.CompletedProcess(argv, status, "", said),
+    )
+    reason = privilege.unavailable()
+    assert (reason is not None) is lacks
+    if reason is not None:
+        assert reason.kind == "forbidden"
+        assert "not a mount point ([Errno 1] setns: Operation not permitted)" in reason.what
+        assert "mount --bind DIR DIR" in reason.fix
 
 
 def test_reentering_where_user_namespaces_are_forbidden_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The tool's surface: arguments, numbers, messages, JSON; no guest is booted (tests/e2e/test_launch.py does)."""
+"""The tool's surface: arguments, numbers, messages, JSON. No guest is booted (tests/e2e/test_launch.py does that)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from lab.eif.build import boot_services, overlay
-from lab.eif.format import EnclaveImage, measure, pack
 from lab.errors import LabError
+from lab.image.cpio import File
+from lab.image.eif import EnclaveImage, measure, pack
+from lab.image.enclave import boot_services, overlay
 from lab.nitro import cli, failures
 from lab.nitro.enclaves import FIRST_CID, Parent
 from lab.nitro.failures import NitroFailure
-from lab.qemu.cpio import File
 from lab.qemu.machine import Machine, VsockDevice
 
 IMAGE = EnclaveImage(b"kernel", "quiet", (b"init", b"app"), {"ImageName": "app", "ImageVersion": "1.0"})
 
 
 class FakeMachine:
-    """What the parent needs of a machine, alive as long as its file is there."""
+    """What the parent needs of a machine, alive while its file exists."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

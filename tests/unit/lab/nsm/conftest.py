@@ -16,7 +16,7 @@ Serve = Callable[[socket.socket], None]
 
 
 class Switchboard:
-    """Paths to serving functions; connecting makes a pair and a thread that serves its far end."""
+    """Paths to serving functions. Connecting makes a pair and a thread that serves its far end."""
 
     def __init__(self) -> None:
         self.paths: dict[str, Serve] = {}

@@ -38,7 +38,7 @@ def certificates(chain: Chain) -> list[x509.Certificate]:
 
 
 def shape(certificate: x509.Certificate) -> dict[x509.ObjectIdentifier, tuple[bool, object]]:
-    """Extensions with their criticality; identifiers and addresses without their values."""
+    """Extensions with their criticality. Identifiers and addresses are without their values."""
     return {
         extension.oid: (
             extension.critical,
@@ -139,6 +139,20 @@ def test_a_negative_serial_is_signed_like_any_other(authority: LabAuthority) -> 
         serial_number = leaf.serial_number
     assert serial_number == -1
     leaf.verify_directly_issued_by(chain.authorities[-1].certificate)
+
+
+def test_serial_number_zero_is_signed_like_any_other(authority: LabAuthority) -> None:
+    chain = authority.chain(MODULE_ID, {Level.LEAF: CertificateDefect.SERIAL_ZERO})
+    with pytest.warns(Warning, match="serial number"):
+        leaf = x509.load_der_x509_certificate(chain.leaf.der)
+    with pytest.warns(Warning, match="serial number"):
+        assert leaf.serial_number == 0
+    leaf.verify_directly_issued_by(chain.authorities[-1].certificate)
+
+
+def test_null_parameters_stand_inside_and_outside_of_the_signed_part(authority: LabAuthority) -> None:
+    leaf = authority.chain(MODULE_ID, {Level.LEAF: CertificateDefect.NULL_PARAMETERS}).leaf
+    assert leaf.der.count(bytes.fromhex("300c06082a8648ce3d0403030500")) == 2
 
 
 def test_the_shape_is_that_of_real_documents(authority: LabAuthority, attestation_sample: Any) -> None:

@@ -55,6 +55,16 @@ def test_documents_have_awss_bytes(module: FakeNsm) -> None:
     ]  # fmt: skip
 
 
+def test_the_payloads_map_is_open_unless_the_knob_closes_it(module: FakeNsm, enclave: LabEnclave) -> None:
+    payload = cbor2.loads(document(module))[2]
+    assert (payload[:1], payload[-1:]) == (b"\xbf", b"\xff")
+    enclave.faults = Faults(closed_map=True)
+    closed = cbor2.loads(document(module))[2]
+    assert closed[:1] == b"\xa9"
+    assert payload[1:-1] == closed[1:]
+    assert cbor2.loads(payload) == cbor2.loads(closed)
+
+
 def test_the_payload_says_what_was_asked_and_measured(module: FakeNsm, enclave: LabEnclave) -> None:
     payload = cbor2.loads(cbor2.loads(document(module, nonce=b"n", user_data=b"", public_key=b"k"))[2])
     assert payload["module_id"] == enclave.module_id
@@ -137,9 +147,12 @@ def test_knobs_turn_while_the_enclave_runs(module: FakeNsm, enclave: LabEnclave)
     assert document(module)[0] == 0xD2
     enclave.faults = Faults(protected=b"\xa0")
     assert cbor2.loads(document(module))[0] == b"\xa0"
-    enclave.faults = Faults(duplicate_key=True)
-    with pytest.raises(cbor2.CBORDecodeError):
-        cbor2.loads(cbor2.loads(document(module))[2], allow_duplicate_keys=False)
+    for closed_map in (False, True):
+        enclave.faults = Faults(duplicate_key=True, closed_map=closed_map)
+        payload = cbor2.loads(document(module))[2]
+        assert set(cbor2.loads(payload)) >= {"module_id", "nonce"}
+        with pytest.raises(cbor2.CBORDecodeError):
+            cbor2.loads(payload, allow_duplicate_keys=False)
     enclave.faults = Faults()
     assert len(cbor2.loads(document(module))) == 4
 

@@ -2,28 +2,15 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from lab.netns.backend import LAB
-from lab.qemu.backends import GuestBackend, PairBackend, in_guest
-from lab.qemu.production import recorded
+from lab.programs.production import recorded
+from lab.qemu.backends import GuestBackend, PairBackend
 from lab.qemu.security_module import CuseModule
 from lab.topology import Node
 from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT
-
-
-def test_commands_are_translated_to_where_the_guest_has_things() -> None:
-    wgvsock = str(Path(sys.executable).with_name("wgvsock"))
-    assert in_guest([sys.executable, str(LAB / "probe.py"), "udp", "198.51.100.10"]) == [
-        "/usr/bin/python3",
-        "/opt/wgvsock/lab/probe.py",
-        "udp",
-        "198.51.100.10",
-    ]
-    assert in_guest([wgvsock, "status"]) == ["wgvsock", "status"]
 
 
 def test_which_machine_holds_a_node(tmp_path: Path) -> None:
@@ -51,8 +38,8 @@ def test_the_enclave_listens_for_its_parent_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("timings", "command"),
     [
-        (None, ["/usr/bin/python3", "-m", "lab.qemu.production", "/lab/entropy.log", "enclave", "run"]),
-        ({"rekey_after_time": 1.5}, ["/usr/bin/python3", "-m", "lab.enclave_agent"]),
+        (None, ["/usr/bin/python3", "-m", "lab.programs.production", "/lab/entropy.log", "enclave", "run"]),
+        ({"rekey_after_time": 1.5}, ["/usr/bin/python3", "-m", "lab.programs.enclave"]),
     ],
 )
 def test_only_other_timings_take_the_place_of_the_production_command(
@@ -67,7 +54,7 @@ def test_only_other_timings_take_the_place_of_the_production_command(
 
     written: dict[str, bytes] = {}
     spawned: list[list[str]] = []
-    monkeypatch.setattr(GuestBackend, "enclave_guest", Guest())
+    monkeypatch.setattr(GuestBackend, "machine_of", lambda _self, _node: Guest())
     monkeypatch.setattr(CuseModule, "boot", lambda _self: None)
     monkeypatch.setattr(GuestBackend, "spawn", lambda _self, _node, argv, *, name: spawned.append([name, *argv]))
     GuestBackend("x", directory=tmp_path).start_enclave(timings=timings)

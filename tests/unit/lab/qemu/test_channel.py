@@ -1,4 +1,4 @@
-"""The channel and the agent are tested against each other: a socket pair stands for the virtio-serial port."""
+"""The channel and the agent are tested against each other: a socket pair replaces the virtio-serial port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from lab.deadline import Deadline
 from lab.errors import LabError, LabTimeoutError
-from lab.qemu import agent
+from lab.guest import agent
 from lab.qemu.channel import Channel, GuestProcess
 from lab.qemu.errors import GuestError
 
@@ -23,7 +23,7 @@ SERVE = """
 import sys
 import threading
 sys.path.insert(0, sys.argv[2])
-from lab.qemu.agent import Agent, Port
+from lab.guest.agent import Agent, Port
 import os
 os.set_blocking(int(sys.argv[1]), False)
 Agent([Port(int(sys.argv[1]))], lambda pid, code: None).serve()
@@ -126,7 +126,7 @@ def test_a_spawned_command_is_found_again_by_its_description(channel: Channel, t
 
 
 def running(pid: str) -> bool:
-    """A zombie whose parent is gone waits for whoever adopted it, which here is not the agent."""
+    """A zombie whose parent is gone waits for the process that adopted it, which here is not the agent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,16 @@ class Dialled:
 @contextlib.asynccontextmanager
 async def forwarding(monkeypatch: pytest.MonkeyPatch, *, reachable: bool = True) -> AsyncIterator[Dialled]:
     connection = Dialled()
-    waiting = [connection.accepted]
     peers: list[frozenset[Cid]] = []
 
-    async def accept(_listener: object, *, allowed_cids: frozenset[Cid]) -> tuple[socket.socket, UnixAddress]:
-        peers.append(allowed_cids)
-        if not waiting:
-            await asyncio.Event().wait()
-        return waiting.pop(), UPSTREAM
+    class Accepts:
+        """Instead of `Listener`: one connection has arrived."""
+
+        def __init__(self, _sock: object, allowed_cids: frozenset[Cid], on_accepted: Callable[..., None]) -> None:
+            peers.append(allowed_cids)
+            on_accepted(connection.accepted, UPSTREAM)
+
+        def close(self) -> None: ...
 
     async def connect(address: object, *, deadline: float) -> socket.socket:
         assert address == UPSTREAM
@@ -44,7 +46,7 @@ async def forwarding(monkeypatch: pytest.MonkeyPatch, *, reachable: bool = True)
             raise TransportError("nobody listens")
         return connection.dialled
 
-    monkeypatch.setattr(forward_module, "accept_stream", accept)
+    monkeypatch.setattr(forward_module, "Listener", Accepts)
     monkeypatch.setattr(forward_module, "connect_stream", connect)
     with socket.socket(socket.AF_UNIX) as listener:
         task = asyncio.create_task(forward(listener, Cid(70_000), UPSTREAM))

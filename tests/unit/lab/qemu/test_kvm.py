@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lab.errors import LabError
-from lab.qemu import cpio, kvm
+from lab.image import cpio
+from lab.qemu import kvm
 from lab.qemu.kvm import Acceleration, boot_once
 from lab.qemu.machine import Tools
 
@@ -18,7 +19,7 @@ TOOLS = Tools(Path("/cache/host-5678"))
 
 
 class Trial:
-    """A boot whose outcome is known, and that counts how often it is made."""
+    """A boot with a known outcome that counts its calls."""
 
     def __init__(self, failure: str = "") -> None:
         self.failure = failure
@@ -116,7 +117,7 @@ def test_a_device_of_others_is_forbidden_and_that_is_not_remembered(
 
 @pytest.fixture
 def run_qemu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Replace QEMU: what it leaves as verdict, how it ends, what it says."""
+    """Replace QEMU: the verdict that it leaves, how it ends, its output."""
 
     def install(verdict: str = "", returncode: int = 0, stderr: str = "") -> list[str]:
         command: list[str] = []

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from lab.capture import LINKTYPE_USER0, write_pcap_header, write_pcap_record
 from lab.errors import LabError
-from lab.qemu.image import Image
+from lab.guest.packets import LINKTYPE_USER0, write_pcap_header, write_pcap_record
+from lab.image.build import Image
+from lab.netns import namespaces
 from lab.qemu.kvm import Acceleration
 from lab.qemu.loopback import GuestTapControl, LoopbackBackend
 from lab.qemu.machine import Tools, VsockDevice
-from lab.tap import PSEUDO_HEADER, Chunk, Kind
-from lab.topology import Node
+from lab.topology import TOPOLOGY
+from lab.watch.tap import PSEUDO_HEADER, Chunk, Kind
 from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT, HybridVsockAddress, Port
 
 
@@ -29,14 +30,16 @@ def placed(tmp_path: Path) -> LoopbackBackend:
 
 
 def test_one_guest_holds_every_node(placed: LoopbackBackend) -> None:
-    machines = {placed.machine_of(node) for node in Node}
+    machines = {placed.machine_of(node) for node in TOPOLOGY.nodes}
     assert len(machines) == 1
     assert None not in machines
 
 
-def test_every_node_is_a_namespace_of_it(placed: LoopbackBackend) -> None:
-    for node in Node:
+def test_every_node_is_a_namespace_of_it(placed: LoopbackBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespaces, "own_root", lambda: ["own", "root"])  # this machine's matter, not the guest's
+    for node in TOPOLOGY.nodes:
         assert f"wgv-x-{node}" in placed.enter(node)
+        assert "own" not in placed.enter(node)
 
 
 def test_the_relay_meets_the_tap_first_at_the_same_cid(placed: LoopbackBackend) -> None:
@@ -52,7 +55,7 @@ def test_the_enclave_s_parent_is_the_guest_itself(placed: LoopbackBackend) -> No
 
 
 def test_the_enclave_does_not_boot_by_itself(placed: LoopbackBackend) -> None:
-    with pytest.raises(LabError, match="cannot boot again by itself"):
+    with pytest.raises(LabError, match="cannot boot again alone"):
         placed.reboot_enclave()
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.image.build import COMMAND_LINE, Image
 from lab.qemu.errors import GuestError, GuestOopsError
-from lab.qemu.image import COMMAND_LINE, Image
 from lab.qemu.machine import (
     Machine,
     MachineSpec,
@@ -65,14 +65,14 @@ def test_kvm_where_asked_for() -> None:
     assert values(arguments, "-cpu") == ["host"]
 
 
-def test_tools_run_on_their_own_c_library() -> None:
-    tools = Tools(Path("/root"))
+def test_tools_run_on_their_own_c_library(tmp_path: Path) -> None:
+    tools = Tools(tmp_path)
     for command in (tools.qemu(), tools.vhost_device_vsock(16, hybrid=Path("/u"), vhost=Path("/v"))):
-        assert command[0] == "/root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+        assert command[0] == f"{tmp_path}/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 
 
-def test_the_vsock_device_reaches_unix_sockets_only_and_takes_large_packets() -> None:
-    command = Tools(Path("/root")).vhost_device_vsock(16, hybrid=Path("/u"), vhost=Path("/v"))
+def test_the_vsock_device_reaches_unix_sockets_only_and_takes_large_packets(tmp_path: Path) -> None:
+    command = Tools(tmp_path).vhost_device_vsock(16, hybrid=Path("/u"), vhost=Path("/v"))
     assert command[-2:] == ["--vm", "guest-cid=16,uds-path=/u,socket=/v,tx-buffer-size=32768"]
 
 
@@ -139,3 +139,19 @@ def test_what_the_guest_dials_is_led_to_the_socket_that_was_named_last(tmp_path:
     for name in ("one", "other"):
         device.serve(Port(9001), tmp_path / name)
     assert (tmp_path / "u_9001").readlink() == tmp_path / "other"
+
+
+def test_no_two_commands_of_a_guest_share_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that two processes of one user start: the second would mistake the first one's "ready" for its own."""
+    logs: list[str] = []
+
+    class Agent:
+        def spawn(self, argv: list[str], *, stderr: str, **_: object) -> int:
+            logs.append(stderr)
+            return 7
+
+    monkeypatch.setattr(Machine, "channel", lambda _: Agent())
+    for _ in range(2):
+        machine = Machine(MachineSpec("e", IMAGE, memory_mib=320), Tools(Path("/tools")), tmp_path)
+        machine.spawn(["true"], name="capture at pod.eth0", log=tmp_path / "log")
+    assert len(set(logs)) == 2

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lab.errors import LabError
-from lab.qemu import nested_image
+from lab.image import nested as nested_image
+from lab.image.build import Image
 from lab.qemu.channel import GuestProcess
-from lab.qemu.image import Image
 from lab.qemu.kvm import Acceleration
 from lab.qemu.machine import Tools, VhostVsock
 from lab.qemu.nested import InnerMachine, InnerVsockDevice, NestedBackend, inner_command, outer_ports

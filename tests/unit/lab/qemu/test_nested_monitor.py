@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lab.backend import PacketCapture
-from lab.capture import LINKTYPE_RAW, CapturedPacket
 from lab.errors import LabError
+from lab.guest.packets import LINKTYPE_RAW, CapturedPacket
 from lab.qemu.nested_monitor import Operation, VsockMonitor
-from lab.tap import Chunk, Kind
 from lab.topology import Point
+from lab.watch.capture import PacketCapture
+from lab.watch.tap import Chunk, Kind
 from wgvsock.addresses import Cid
 
 ENCLAVE, HOST = 16, 2
@@ -39,7 +39,7 @@ class Packets(PacketCapture):
         *,
         length: int | None = None,
     ) -> None:
-        """One packet; `length` is what its own header says, where that is not the length of what is shown."""
+        """One packet. `length` is the length in its header, where that differs from the packet shown."""
         ends = (source[0], target[0], source[1], target[1])
         transport = struct.pack("<QQIIIHHIII", *ends, len(data) if length is None else length, 1, 5, 0, 0, 0)
         header = struct.pack("<QQIIHHH2x", *ends, operation, 2, len(transport))

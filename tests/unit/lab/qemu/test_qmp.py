@@ -14,7 +14,7 @@ GREETING = {"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, 
 
 
 class Emulator:
-    """The other end: answers are queued before they are asked for."""
+    """The other end: answers are queued before they are requested."""
 
     def __init__(self) -> None:
         self.client, self._server = socket.socketpair()

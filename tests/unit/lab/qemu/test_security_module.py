@@ -30,7 +30,7 @@ class Process:
 
 
 class Guest:
-    """Runs nothing; /dev/nsm is there as often as `device` says."""
+    """Runs nothing. /dev/nsm exists as often as `device` says."""
 
     def __init__(self, *device: bool) -> None:
         self.device = list(device)
@@ -85,7 +85,7 @@ def test_cuse_boots_by_a_new_daemon_that_begins_when_the_old_one_is_gone(tmp_pat
     lab = Lab(tmp_path, guest, old)
     CuseModule(lab).boot()
     assert old.done == ["killed"]
-    assert [argv[:4] for argv in lab.spawned] == [["cuse", "/usr/bin/python3", "-m", "lab.cuse.nsm"]]
+    assert [argv[:4] for argv in lab.spawned] == [["cuse", "/usr/bin/python3", "-m", "lab.guest.cuse.nsm"]]
     assert guest.device == []
     assert CuseModule(lab).processes() == {77}
     assert CuseModule(lab).options() == ()
@@ -114,7 +114,7 @@ def test_virtio_boots_by_a_signal_to_the_device_once_the_driver_is_there(tmp_pat
 def test_virtio_without_its_process_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LabError) as error:
         VirtioModule(Lab(tmp_path, Guest())).boot()
-    assert error.value.why == "virtio-nsm does not run"
+    assert error.value.why == "virtio-nsm is not running"
 
 
 def test_nested_has_cuse_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from lab.backend import Unavailable
 from lab.deadline import Deadline
-from lab.errors import LabError
+from lab.errors import LabError, Unavailable
 from lab.netns import privilege
 from lab.process import LocalProcess
 from lab.qemu import backends, vhost
 from lab.qemu.backends import GuestBackend
 from lab.qemu.machine import VhostVsock
 from lab.qemu.vhost import KernelVsockDevice, VhostBackend, claim_cid, device_unavailable, free_cid
-from lab.tap import TapControl
 from lab.topology import Node
+from lab.watch.tap import TapControl
 from wgvsock.addresses import WIREGUARD_PORT, Cid, Port, VsockAddress
 
 
@@ -74,7 +73,7 @@ def test_with_the_device_it_needs_what_every_guest_needs(device: Path, monkeypat
 
 @pytest.fixture
 def kernel(device: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[tuple[int, bytes]]]:
-    """Have the kernel answer every ioctl with an error, 0 for none; returns what it was asked."""
+    """Let the kernel answer every ioctl with an error, 0 for none. Returns the requests."""
 
     def answer(number: int) -> list[tuple[int, bytes]]:
         asked: list[tuple[int, bytes]] = []

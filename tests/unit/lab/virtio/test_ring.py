@@ -43,7 +43,7 @@ class Guest:
 
 
 def write(guest: Guest, pieces: Sequence[bytes], at: int = BUFFERS) -> None:
-    """A chain of readable buffers from descriptor 0 on."""
+    """Make a chain of readable buffers from descriptor 0 on."""
     for number, piece in enumerate(pieces):
         guest.data[at : at + len(piece)] = piece
         last = number == len(pieces) - 1

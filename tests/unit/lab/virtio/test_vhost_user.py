@@ -166,7 +166,7 @@ def test_no_file_descriptor_is_left(front_end: Make) -> None:
         (Request.SET_VRING_NUM, state(0, 7), "7 entries"),
         (Request.SET_VRING_NUM, state(0, 0), "0 entries"),
         (Request.SET_VRING_NUM, state(0, 65536), "65536 entries"),
-        (Request.SET_VRING_NUM, b"\0", "1 bytes in place of 8"),
+        (Request.SET_VRING_NUM, b"\0", "1 bytes instead of 8"),
         (Request.SET_VRING_KICK, number(0), "0 file descriptors"),
         (Request.SET_VRING_CALL, number(3), "no queue 3"),
         (Request.SET_MEM_TABLE, struct.pack("=II", 1, 0), "1 regions"),
