@@ -1,1 +1,1 @@
-"""The data plane against its rivals, in interleaved rounds on network namespaces; see docs/performance.md."""
+"""Compares the data plane with its rivals, in interleaved rounds in network namespaces: see docs/performance.md."""

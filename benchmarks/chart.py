@@ -1,11 +1,11 @@
-"""The SVG chart: horizontal bars, one panel for each metric that decides, best contestants of each kind beside ours."""
+"""The SVG chart: horizontal bars, one panel per decisive metric, the best contestants of each kind beside wgvsock."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import Final
 
-from benchmarks.report import METRICS, OURS, Results
+from benchmarks.report import METRICS, OURS, Results, figure
 
 PANELS: Final = (
     "tcp_up_1_gbps",
@@ -16,7 +16,7 @@ PANELS: Final = (
 )
 
 _WIDTH: Final = 760
-_LABELS: Final = 150
+_LABELS: Final = 200
 _BAR: Final = 18
 _GAP: Final = 6
 _TITLE: Final = 34
@@ -27,7 +27,7 @@ _STYLE: Final = (
 
 
 def draw(results: Results) -> str:
-    """The chart of the medians, as a complete SVG document."""
+    """Return the chart of the medians as a complete SVG document."""
     body = []
     top = 0
     for metric in PANELS:
@@ -53,6 +53,6 @@ def _panel(title: str, bars: dict[str, float], top: int) -> list[str]:
         lines += [
             f'<text x="{_LABELS - 8}" y="{y + 14}" text-anchor="end">{escape(system)}</text>',
             f'<rect class="{kind}" x="{_LABELS}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2"/>',
-            f'<text x="{_LABELS + length + 6:.1f}" y="{y + 14}">{value:.3g}</text>',
+            f'<text x="{_LABELS + length + 6:.1f}" y="{y + 14}">{figure(value)}</text>',
         ]
     return lines

@@ -3,7 +3,7 @@
     python -m benchmarks.endpoint relay   --interface wg0 --dial unix:/tmp/x.sock --profile gso
     python -m benchmarks.endpoint enclave --interface wg0 --listen unix:/tmp/x.sock --profile gso
 
-The keys are fixed and public: nothing but measurements may pass through such a tunnel.
+The keys are fixed and public: use such a tunnel for measurements only.
 """
 
 from __future__ import annotations
@@ -13,64 +13,112 @@ import asyncio
 import hashlib
 import json
 import os
+import select
 import signal
 import sys
 import time
-from ipaddress import ip_network
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from typing import Any
 
+from benchmarks.network import ENCLAVE_ADDRESS, RELAY_ADDRESS
 from wgvsock.addresses import parse_stream_address
+from wgvsock.devices.base import TunDevice
 from wgvsock.devices.tun import open_tun
+from wgvsock.egress.gate import Gate
+from wgvsock.egress.policy import Policy
 from wgvsock.framing import Framing
-from wgvsock.system import event_loop, memory
+from wgvsock.machine.linux import LinuxMachine
+from wgvsock.relay.uplink.engine import EngineProcess
+from wgvsock.relay.uplink.mouth import Mouth
+from wgvsock.runtime import event_loop, memory
 from wgvsock.transports.stream import StreamTransport
-from wgvsock.tunnel.tunnel import Tunnel, TunnelStatistics
+from wgvsock.tunnel.tunnel import Tunnel
+from wgvsock.uplink.orders import Begin, Publish
 from wgvsock.virtio_net import HEADER_LENGTH
 from wgvsock.wireguard import Device, Event, HandshakeCompleted, Profile
 from wgvsock.wireguard.primitives import public_key
 
 ROLES = {"relay": "enclave", "enclave": "relay"}
+ENCLAVE, GATEWAY = (ip_address(ENCLAVE_ADDRESS),), (ip_address(RELAY_ADDRESS),)
 ALLOWED_IPS = tuple(ip_network(text) for text in ("0.0.0.0/0", "::/0"))
 
 
 def private_key(role: str) -> bytes:
-    """A fixed key for each role."""
+    """Return the fixed key of a role."""
     return hashlib.sha256(f"wgvsock benchmark, {role}".encode()).digest()
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.endpoint", description=__doc__)
     parser.add_argument("role", choices=ROLES)
     parser.add_argument("--interface", default="wg0")
     parser.add_argument("--dial", help="stream address of the other end")
     parser.add_argument("--listen", help="stream address to accept on")
     parser.add_argument("--profile", choices=[profile.name.lower() for profile in Profile], default="gso")
+    parser.add_argument("--userspace", action="store_true", help="end in the user-space uplink's engine, not in a TUN")
     parser.add_argument("--framing", choices=list(Framing), default=Framing.NATIVE)
+    parser.add_argument("--busy-poll-us", type=int, default=0, help="busy-poll for this long before sleeping")
+    parser.add_argument("--max-send", type=int, help="limit of one send in bytes, as vsock has one")
     return parser.parse_args()
 
 
+class BusyEpoll:
+    """An epoll that is polled repeatedly for a while after each event before it sleeps.
+
+    Args:
+        epoll: The real epoll.
+        window: How long to poll, in seconds.
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(self, epoll: select.epoll, window: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._epoll = epoll
+        self._window = window
+        self._clock = clock
+        self._until = 0.0
+        self.register, self.unregister, self.close = epoll.register, epoll.unregister, epoll.close
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        """See `select.epoll.poll`."""
+        ready = self._epoll.poll(0)
+        end = self._until if timeout is None else min(self._until, self._clock() + timeout)
+        while not ready and self._clock() < end:
+            ready = self._epoll.poll(0)
+        ready = ready or self._epoll.poll(timeout)
+        if ready:
+            self._until = self._clock() + self._window
+        return ready
+
+
 def say(line: str) -> None:
-    """Write a line at once."""
+    """Print a line and flush it."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def drops(statistics: TunnelStatistics) -> dict[str, int]:
-    """What was dropped, by reason."""
-    counts = {reason.value: count for reason, count in statistics.device.drops.items()}
-    return counts | {
-        **statistics.device.virtio_header_drops,
-        "unreachable": statistics.dropped_unreachable,
-        "backlog": statistics.dropped_backlog,
-        "offloaded": statistics.dropped_offloaded,
-        "kernel": statistics.dropped_by_kernel,
-    }
-
-
 async def run(arguments: argparse.Namespace) -> None:
-    """Carry packets until SIGTERM or SIGINT. Says ``ready``, ``up`` at each handshake, and in the end its drops."""
+    """Carry packets until SIGTERM or SIGINT. Prints ``ready``, ``up`` at each handshake, and finally its drops."""
     profile = Profile[arguments.profile.upper()]
-    tun = open_tun(arguments.interface, packet_headroom=HEADER_LENGTH if profile is Profile.GSO else 0)
+    headroom = HEADER_LENGTH if profile is Profile.GSO else 0
+    if arguments.userspace:
+        await _run(arguments, profile, await _with_engine(headroom))
+    else:
+        await _run(arguments, profile, open_tun(arguments.interface, packet_headroom=headroom))
+
+
+async def _with_engine(headroom: int) -> Mouth:
+    """Return a relay's uplink without interface, open to everything. Prints ``engine`` and the process ID."""
+    mouth = Mouth(headroom, time.monotonic)
+    engine = EngineProcess(LinuxMachine(), mouth.engine, mouth.drain, lambda: 0.0)
+    await engine.start(Begin(ENCLAVE, GATEWAY, max_connections=4096), Publish())
+    mouth.open(Gate(Policy(), lambda _: None, headroom))
+    say(f"engine {engine.snapshot(4096).pid}")
+    return mouth
+
+
+async def _run(arguments: argparse.Namespace, profile: Profile, tun: TunDevice) -> None:
     device = Device(random=os.urandom, wall_clock=time.time_ns, packet_headroom=tun.packet_headroom)
     now = time.monotonic()
     device.set_private_key(private_key(arguments.role), now)
@@ -86,16 +134,22 @@ async def run(arguments: argparse.Namespace) -> None:
 
     def report(event: Event) -> None:
         if isinstance(event, HandshakeCompleted):
+            link = transport.link_for(event.peer.endpoint)
+            if arguments.max_send and link is not None:
+                link.max_send = arguments.max_send
             say("up")
 
     async with Tunnel(device, tun, transport, on_event=report) as tunnel:
         loop = asyncio.get_running_loop()
+        if arguments.busy_poll_us and isinstance(loop, event_loop.EventLoop):
+            selector: Any = loop._direct  # noqa: SLF001 - an experiment that the product does not have
+            selector._epoll = BusyEpoll(selector._epoll, arguments.busy_poll_us / 1e6)  # noqa: SLF001
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(tunnel.aclose()))
         memory.settle()
         say("ready")
         await tunnel.wait_ended()
-        say(json.dumps(drops(tunnel.statistics())))
+        say(json.dumps(tunnel.statistics().drops))
 
 
 if __name__ == "__main__":

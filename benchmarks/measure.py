@@ -1,6 +1,6 @@
-"""One measurement each: rates by iperf3, round trips by ping, processor time by the scheduler's own count.
+"""Single measurements: rates by iperf3, round trips by ping, processor time from the scheduler's own count.
 
-Tick-based processor times are wrong by 20 % in two seconds; ``/proc/PID/task/*/schedstat`` counts nanoseconds.
+Tick-based processor times are off by 20 % over two seconds. ``/proc/PID/task/*/schedstat`` counts nanoseconds.
 """
 
 from __future__ import annotations
@@ -17,35 +17,32 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.network import Lane, Namespace
+from lab.process import processor_seconds
 
 FIXED_RATE: Final = 20_000
-"""Packets a second of the small-packet measurements: what every contestant can carry on two cores."""
+"""Packets per second of the small-packet measurements: a rate that every contestant can carry on two cores."""
 
 PING_INTERVAL: Final = 0.01
 LOADED_PING_INTERVAL: Final = 0.05
 _ROUND_TRIP: Final = re.compile(r"time=([0-9.]+) ms")
 _GRACE: Final = 20.0
-"""Seconds beyond its duration after which a measurement has failed."""
+"""Seconds beyond its duration after which a measurement counts as failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one measurement of one contestant gave: values by metric."""
+    """The result of one measurement of one contestant: values by metric."""
 
     values: dict[str, float]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Processor time of all threads of these processes, in seconds."""
-    total = 0
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            total += int(task.read_text().split()[0])
-    return total / 1e9
+    """Return the processor time of all threads of these processes, in seconds."""
+    return sum(map(processor_seconds, pids))
 
 
 def peak_memory(pids: Iterable[int]) -> float:
-    """Largest resident set of any of these processes, in MiB."""
+    """Return the largest resident set of any of these processes, in MiB."""
     peaks = [0.0]
     for pid in pids:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
@@ -55,7 +52,7 @@ def peak_memory(pids: Iterable[int]) -> float:
 
 
 def foreign_load(seconds: float = 0.2) -> float:
-    """Share of the machine that others use while we do nothing, time stolen by the hypervisor included; 0 to 1."""
+    """Return the share of the machine that others use while the benchmark is idle, 0 to 1, including stolen time."""
     before = _processor_ticks()
     time.sleep(seconds)
     after = _processor_ticks()
@@ -64,14 +61,14 @@ def foreign_load(seconds: float = 0.2) -> float:
 
 
 def tcp(lane: Lane, pids: list[int], *, streams: int, reverse: bool, seconds: int) -> Measurement:
-    """Bulk TCP between enclave and external host, with a ping beside it.
+    """Measure bulk TCP between enclave and external host, with a concurrent ping.
 
     Args:
-        lane: Where.
-        pids: Processes to charge.
-        streams: Parallel connections.
-        reverse: From the external host into the enclave.
-        seconds: How long.
+        lane: The contestant's part of the network.
+        pids: Processes whose processor time counts.
+        streams: Number of parallel connections.
+        reverse: Whether data flows from the external host into the enclave.
+        seconds: Duration.
     """
     name = f"tcp_{'down' if reverse else 'up'}_{streams}"
     options = ["-P", str(streams), *(["-R"] if reverse else [])]
@@ -90,7 +87,7 @@ def tcp(lane: Lane, pids: list[int], *, streams: int, reverse: bool, seconds: in
 
 
 def udp(lane: Lane, pids: list[int], *, size: int, flood: bool, seconds: int) -> Measurement:
-    """Datagrams of one size from the enclave outwards, at the fixed rate or as fast as they can be made."""
+    """Measure datagrams of one size from the enclave outwards, at the fixed rate or as fast as possible."""
     name = f"udp_{size}_{'flood' if flood else 'fixed'}"
     rate = "0" if flood else str(FIXED_RATE * size * 8)
     before = cpu_seconds(pids)
@@ -109,7 +106,7 @@ def udp(lane: Lane, pids: list[int], *, size: int, flood: bool, seconds: int) ->
 
 
 def idle_ping(lane: Lane, seconds: int) -> Measurement:
-    """Round trips on an idle tunnel."""
+    """Measure round trips on an idle tunnel."""
     with _ping(lane, PING_INTERVAL, seconds) as ping:
         ping.wait(timeout=seconds + _GRACE)
         round_trips = _round_trips(ping)
@@ -117,7 +114,7 @@ def idle_ping(lane: Lane, seconds: int) -> Measurement:
 
 
 def measurements(seconds: int, *, quick: bool) -> list[tuple[str, Callable[[Lane, list[int]], Measurement]]]:
-    """What is measured in each round, by name; a quick run leaves out what repeats another measurement's message."""
+    """Return the measurements of a round, by name. A quick run skips those that add nothing new."""
 
     def bulk(streams: int, *, reverse: bool) -> Callable[[Lane, list[int]], Measurement]:
         return lambda lane, pids: tcp(lane, pids, streams=streams, reverse=reverse, seconds=seconds)
@@ -143,9 +140,9 @@ def measurements(seconds: int, *, quick: bool) -> list[tuple[str, Callable[[Lane
 
 
 def start_server(external: Namespace, log: Path) -> subprocess.Popen[str]:
-    """The iperf3 server on the external host; it serves one client at a time, as one measurement runs at a time.
+    """The iperf3 server on the external host. It serves one client at a time, because one measurement runs at a time.
 
-    It reports every second of every measurement: into a file, as a pipe that nobody empties would stop it in the end.
+    It reports every second of every measurement to a file, because a pipe that nobody reads would block it.
     """
     return external.start(("iperf3", "--server"), log=log)
 
@@ -167,14 +164,14 @@ def _ping(lane: Lane, interval: float, seconds: int) -> subprocess.Popen[str]:
 
 
 def _round_trips(ping: subprocess.Popen[str]) -> list[float]:
-    """Milliseconds of each answered echo request up to now."""
-    ping.send_signal(signal.SIGINT)  # so that it writes out what it holds back
+    """Stop ping, and return the round-trip time of each answered echo request in milliseconds."""
+    ping.send_signal(signal.SIGINT)  # so that it flushes its output
     output, _ = ping.communicate(timeout=_GRACE)
     return [float(text) for text in _ROUND_TRIP.findall(output)]
 
 
 def _processor_ticks() -> tuple[int, int]:
-    """Busy and total ticks of all processors since the start; stolen time counts as busy."""
+    """Return busy and total ticks of all processors since boot. Stolen time counts as busy."""
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     total = sum(ticks)
     return total - ticks[3] - ticks[4], total

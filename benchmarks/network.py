@@ -2,8 +2,8 @@
 
     enclave ──(the contestant's tunnel)── relay ──veth, NAT── external
 
-Every contestant has its own lane, so that all stand ready at once and rounds can be interleaved. Lanes share the
-external host; nothing touches the namespace that the benchmark was started in.
+Every contestant has its own lane, so that all are ready at the same time and rounds can be interleaved. Lanes share the
+external host. The namespace in which the benchmark was started stays untouched.
 """
 
 from __future__ import annotations
@@ -16,25 +16,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lab.netns import namespaces
+
 UPLINK_MTU: Final = 1500
 ENCLAVE_ADDRESS: Final = "10.73.0.2"
 RELAY_ADDRESS: Final = "10.73.0.1"
 
-NAT_RULES: Final = """
-table ip benchmark {
-    chain postrouting {
+PUBLISHED_PORT: Final = 9000
+"""TCP port of the relay that leads to the enclave's port of the same number."""
+
+NAT_RULES: Final = f"""
+table ip benchmark {{
+    chain prerouting {{
+        type nat hook prerouting priority -100
+        iifname "eth0" tcp dport {PUBLISHED_PORT} dnat to {ENCLAVE_ADDRESS}
+    }}
+    chain postrouting {{
         type nat hook postrouting priority 100
         oifname "eth0" masquerade
-    }
-}
+    }}
+}}
 """
 
 
 def run(*command: str, text_input: str | None = None) -> str:
-    """Run a command to its end; its standard output.
+    """Run a command to its end, and return its standard output.
 
     Raises:
-        RuntimeError: It failed; the message has what it wrote to standard error.
+        RuntimeError: It failed. The message has its standard error.
     """
     done = subprocess.run(command, input=text_input, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -44,24 +53,24 @@ def run(*command: str, text_input: str | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace by its name."""
+    """A network namespace, identified by its name."""
 
     name: str
 
     def command(self, *command: str) -> tuple[str, ...]:
-        """The command, wrapped so that it runs inside."""
-        return ("ip", "netns", "exec", self.name, *command)
+        """Return the command, wrapped to run inside the namespace."""
+        return (*namespaces.enter(self.name), *command)
 
     def run(self, *command: str, text_input: str | None = None) -> str:
-        """Run a command inside; see `run`."""
+        """Run a command inside. See `run`."""
         return run(*self.command(*command), text_input=text_input)
 
     def ip(self, *arguments: str) -> None:
         """Run ``ip`` for this namespace."""
-        run("ip", "-n", self.name, *arguments)
+        run(*namespaces.own_root(), "ip", "-n", self.name, *arguments)
 
     def start(self, command: Sequence[str], *, log: Path | None = None) -> subprocess.Popen[str]:
-        """Start a long-running process inside; its standard output is a pipe, or goes with its errors to the log."""
+        """Start a long-running process inside. Its standard output is a pipe, or goes to the log with its errors."""
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(log.open("w")) if log else subprocess.PIPE
             return subprocess.Popen(
@@ -75,31 +84,35 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One contestant's piece of the network.
+    """One contestant's part of the network.
 
     Attributes:
-        enclave: Has nothing but what the contestant gives it.
-        relay: Has ``eth0`` towards the external host, forwards, and masquerades.
-        external: Shared by all lanes.
-        external_address: Where this lane reaches the external host.
-        scratch: A folder for sockets and logs.
+        enclave: Namespace with no interface except the contestant's.
+        relay: Namespace with ``eth0`` towards the external host, which forwards and masquerades.
+        external: Namespace shared by all lanes.
+        relay_address: The relay's address on this lane, for the external host.
+        external_address: The external host's address on this lane.
+        scratch: Folder for sockets and logs.
+        mtu: MTU of the uplink, in bytes.
     """
 
     enclave: Namespace
     relay: Namespace
     external: Namespace
+    relay_address: str
     external_address: str
     scratch: Path
+    mtu: int = UPLINK_MTU
 
-    def cable(self, enclave_address: str, relay_address: str, prefix: int, *, mtu: int = UPLINK_MTU) -> None:
-        """A veth pair ``cable0`` between enclave and relay, for contestants that need a network underneath."""
+    def cable(self, enclave_address: str, relay_address: str, prefix: int) -> None:
+        """Create a veth pair ``cable0`` between enclave and relay, for contestants that need an underlying network."""
         self.relay.ip("link", "add", "cable0", "type", "veth", "peer", "name", "cable0", "netns", self.enclave.name)
         for namespace, address in ((self.enclave, enclave_address), (self.relay, relay_address)):
             namespace.ip("address", "add", f"{address}/{prefix}", "dev", "cable0")
-            namespace.ip("link", "set", "cable0", "mtu", str(mtu), "up")
+            namespace.ip("link", "set", "cable0", "mtu", str(self.mtu), "up")
 
     def configure_tunnel(self, interface: str, *, mtu: int, queue_length: int | None = None) -> None:
-        """Addresses and the enclave's default route for a tunnel interface that both ends have."""
+        """Configure addresses and the enclave's default route for a tunnel interface that exists at both ends."""
         queue = () if queue_length is None else ("txqueuelen", str(queue_length))
         for namespace, address in ((self.enclave, ENCLAVE_ADDRESS), (self.relay, RELAY_ADDRESS)):
             namespace.ip("address", "add", f"{address}/24", "dev", interface)
@@ -108,10 +121,10 @@ class Lane:
 
 
 class Network:
-    """Builds lanes, and takes everything down with its context.
+    """Builds lanes, and removes everything when its context ends.
 
     Args:
-        scratch: A folder for sockets and logs.
+        scratch: Folder for sockets and logs.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -121,8 +134,8 @@ class Network:
         self._lanes = 0
         self.external = self._namespace("external")
 
-    def lane(self, name: str) -> Lane:
-        """Another lane."""
+    def lane(self, name: str, mtu: int = UPLINK_MTU) -> Lane:
+        """Return another lane, whose uplink has this MTU in bytes."""
         self._lanes += 1
         enclave, relay = self._namespace(f"{name}-enclave"), self._namespace(f"{name}-relay")
         base = 4 * self._lanes
@@ -130,18 +143,18 @@ class Network:
         uplink = f"lane{self._lanes}"
         relay.ip("link", "add", "eth0", "type", "veth", "peer", "name", uplink, "netns", self.external.name)
         relay.ip("address", "add", f"{relay_address}/30", "dev", "eth0")
-        relay.ip("link", "set", "eth0", "mtu", str(UPLINK_MTU), "up")
+        relay.ip("link", "set", "eth0", "mtu", str(mtu), "up")
         self.external.ip("address", "add", f"{external_address}/30", "dev", uplink)
-        self.external.ip("link", "set", uplink, "mtu", str(UPLINK_MTU), "up")
+        self.external.ip("link", "set", uplink, "mtu", str(mtu), "up")
         relay.ip("route", "add", "default", "via", external_address)
         relay.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         relay.run("nft", "-f", "-", text_input=NAT_RULES)
         scratch = self._scratch / name
         scratch.mkdir()
-        return Lane(enclave, relay, self.external, external_address, scratch)
+        return Lane(enclave, relay, self.external, relay_address, external_address, scratch, mtu)
 
     def close(self) -> None:
-        """Remove every namespace, and with it every interface and rule."""
+        """Remove every namespace, and with it all interfaces and rules."""
         while self._namespaces:
             with contextlib.suppress(RuntimeError):
                 run("ip", "netns", "delete", self._namespaces.pop().name)
@@ -156,7 +169,7 @@ class Network:
 
 @contextlib.contextmanager
 def network(scratch: Path) -> Iterator[Network]:
-    """A network that is gone when the context ends."""
+    """Provide a network that is removed when the context ends."""
     built = Network(scratch)
     try:
         yield built

@@ -1,7 +1,7 @@
-"""Finds the newest wireguard-go that runs here: Debian unstable's package, unpacked, or else the installed one.
+"""Finds the newest wireguard-go and gvproxy that run here: Debian unstable's packages, unpacked, or the installed ones.
 
-The package comes through apt itself, with lists and cache of its own below the cache folder, so that signatures are
-checked and the machine's own package state is not touched.
+apt itself fetches the package, with separate lists and cache below the cache folder, so that signatures are checked and
+the machine's own package state is not touched.
 """
 
 from __future__ import annotations
@@ -21,24 +21,33 @@ _TIMEOUT: Final = 120.0
 
 
 def wireguard_go() -> Path | None:
-    """A wireguard-go that runs, or None."""
-    unpacked = CACHE / "wireguard-go" / "usr" / "bin" / "wireguard-go"
+    """Return the path of a wireguard-go that runs, or None."""
+    return _newest("wireguard-go")
+
+
+def gvproxy() -> Path | None:
+    """Return the path of a gvproxy that runs, or None. Bookworm has no such package."""
+    return _newest("gvproxy")
+
+
+def _newest(name: str) -> Path | None:
+    unpacked = CACHE / name / "usr" / "bin" / name
     if not unpacked.exists():
-        _fetch("wireguard-go", CACHE / "wireguard-go")
-    installed = shutil.which("wireguard-go")
+        _fetch(name, CACHE / name)
+    installed = shutil.which(name)
     candidates = [unpacked, *([Path(installed)] if installed else [])]
     return next((program for program in candidates if _runs(program)), None)
 
 
 def version(program: Path) -> str:
-    """What the program calls itself, and the package it came from where that is known."""
+    """Return the program's own version text, and its package if that is known."""
     said = subprocess.run((program, "--version"), capture_output=True, text=True, check=False).stdout.split("\n", 1)[0]
-    packages = [path.name.split("_")[1] for path in CACHE.glob("wireguard-go_*.deb")]
+    packages = [path.name.split("_")[1] for path in CACHE.glob(f"{program.name}_*.deb")]
     return f"{said} (Debian {packages[-1]})" if packages and CACHE in program.parents else said
 
 
 def _fetch(package: str, target: Path) -> None:
-    """Download and unpack a package of Debian unstable; no harm if that fails, then the installed one is taken."""
+    """Download and unpack a package of Debian unstable. If that fails, the installed one is used."""
     lists = CACHE / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     sources = CACHE / "sources.list"

@@ -1,11 +1,10 @@
-"""The contestants: each brings one lane up and tells which processes its packets cost."""
+"""The contestants: each brings one lane up and names the processes that carry its packets."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,20 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.network import UPLINK_MTU, Lane, Namespace
+from benchmarks.network import ENCLAVE_ADDRESS, RELAY_ADDRESS, UPLINK_MTU, Lane, Namespace
+from wgvsock.relay.uplink.userspace import TUNNEL_MTU
+from wgvsock.uapi.server import socket_path
 from wgvsock.wireguard.primitives import generate_private_key, public_key
 
 START_TIMEOUT: Final = 15.0
-"""Seconds until a contestant's interface or socket is there."""
+"""Seconds to wait for a contestant's interface or socket."""
 
 INTEROPERABLE_MTU: Final = 1420
-"""What an IP packet may have in a WireGuard over UDP over 1500 bytes: every other implementation's default."""
+"""Bytes of an IP packet in WireGuard over UDP over 1500 bytes: every other implementation's default."""
 
 _SETTLE: Final = 0.05
 
 
 class UnavailableError(Exception):
-    """The contestant cannot run here; the message says why."""
+    """The contestant cannot run here. The message says why."""
 
 
 @dataclass
@@ -36,21 +37,27 @@ class System:
     """A contestant.
 
     Attributes:
-        name: What reports call it.
-        start: Brings its lane up and returns the processes to charge for its packets.
-        encrypts: Whether it protects what it carries.
+        name: Its name in reports.
+        start: Brings its lane up and returns the processes whose processor time counts.
+        encrypts: Whether it encrypts what it carries.
+        tcp_only: Whether it carries streams instead of packets, with a process for each: only rates can be measured.
+        mtu: MTU of its uplink, in bytes.
+        children: Child processes of those, whose processor time counts as well.
     """
 
     name: str
     start: Callable[[Lane], list[subprocess.Popen[str]]]
     encrypts: bool = True
+    tcp_only: bool = False
+    mtu: int = UPLINK_MTU
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    children: list[int] = field(default_factory=list)
 
     def bring_up(self, lane: Lane) -> None:
         """Start it on its lane.
 
         Raises:
-            UnavailableError: It does not run here.
+            UnavailableError: It cannot run here.
         """
         try:
             self.processes = self.start(lane)
@@ -58,34 +65,79 @@ class System:
             raise UnavailableError(str(error)) from None
 
     def pids(self) -> list[int]:
-        """The processes to charge: ``ip netns exec`` becomes the command it runs."""
-        return [process.pid for process in self.processes]
+        """Return the processes whose time counts. ``ip netns exec`` becomes the command that it runs."""
+        return [] if self.tcp_only else [*(process.pid for process in self.processes), *self.children]
+
+    def own(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the values that apply to this contestant: without packets a ping never leaves the enclave."""
+        return {metric: value for metric, value in values.items() if not (self.tcp_only and metric.endswith("ping_ms"))}
 
     def stop(self) -> None:
         """End its processes."""
         _end(self.processes)
 
 
-def wgvsock(name: str, profile: str, *, mtu: int, queue_length: int | None = None) -> System:
-    """Ours, with one profile, over a Unix stream as stand-in for vsock."""
+def wgvsock(
+    name: str,
+    profile: str,
+    *,
+    mtu: int,
+    options: Sequence[str] = (),
+    queue_length: int | None = None,
+    build: Path | None = None,
+) -> System:
+    """Return wgvsock over a Unix stream, which stands in for vsock.
+
+    Args:
+        name: Its name in reports.
+        profile: Profile for `benchmarks.endpoint`.
+        mtu: MTU of the tunnel, in bytes.
+        options: Further options for `benchmarks.endpoint`.
+        queue_length: Queue length of the interface in packets. None: the kernel's default.
+        build: Folder of a build of the package that replaces the checkout's.
+    """
+    options = ("--profile", profile, *options)
+
+    def start(lane: Lane) -> list[subprocess.Popen[str]]:
+        stream = f"unix:{lane.scratch}/stream"
+        endpoint: tuple[str, ...] = (sys.executable, "-m", "benchmarks.endpoint")
+        if build is not None:  # -P: the checkout in the working directory comes second
+            endpoint = ("env", f"PYTHONPATH={build.absolute()}:{Path.cwd()}", sys.executable, "-P", *endpoint[1:])
+        listening = lane.enclave.start((*endpoint, "enclave", "--listen", stream, *options))
+        expect_line(listening, "ready")
+        dialling = lane.relay.start((*endpoint, "relay", "--dial", stream, *options))
+        expect_line(dialling, "ready")
+        expect_line(dialling, "up")
+        lane.configure_tunnel("wg0", mtu=mtu, queue_length=queue_length)
+        return [listening, dialling]
+
+    return System(name, start, mtu=max(mtu, UPLINK_MTU))
+
+
+def userspace(name: str, profile: str = "plain") -> System:
+    """Return wgvsock with a relay without NET_ADMIN: the same tunnel ends in the engine with libslirp."""
 
     def start(lane: Lane) -> list[subprocess.Popen[str]]:
         stream = f"unix:{lane.scratch}/stream"
         endpoint = (sys.executable, "-m", "benchmarks.endpoint")
-        options = ("--profile", profile)
-        listening = lane.enclave.start((*endpoint, "enclave", "--listen", stream, *options))
-        _expect_line(listening, "ready")
-        dialling = lane.relay.start((*endpoint, "relay", "--dial", stream, *options))
-        _expect_line(dialling, "ready")
-        _expect_line(dialling, "up")
-        lane.configure_tunnel("wg0", mtu=mtu, queue_length=queue_length)
+        lane.relay.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")  # as container runtimes set it
+        listening = lane.enclave.start((*endpoint, "enclave", "--listen", stream, "--profile", profile))
+        expect_line(listening, "ready")
+        dialling = lane.relay.start((*endpoint, "relay", "--dial", stream, "--userspace", "--profile", profile))
+        system.children = [int(expect_line(dialling, "engine").split()[1])]
+        expect_line(dialling, "ready")
+        expect_line(dialling, "up")
+        lane.enclave.ip("address", "add", f"{ENCLAVE_ADDRESS}/24", "dev", "wg0")
+        lane.enclave.ip("link", "set", "wg0", "mtu", str(TUNNEL_MTU), "up")
+        lane.enclave.ip("route", "add", "default", "via", RELAY_ADDRESS)
         return [listening, dialling]
 
-    return System(name, start)
+    system = System(name, start)
+    return system
 
 
 def wireguard_go(name: str, program: Path) -> System:
-    """Anything that speaks wireguard-go's command line and control socket, over UDP, or over TCP if it has ``-n``."""
+    """Return a program with wireguard-go's command line and control socket, over UDP, or over TCP if it has ``-n``."""
 
     def start(lane: Lane) -> list[subprocess.Popen[str]]:
         lane.cable("198.51.100.2", "198.51.100.1", 30)
@@ -108,15 +160,15 @@ def wireguard_go(name: str, program: Path) -> System:
 
 
 def _start_implementation(program: Path, namespace: Namespace, interface: str, log: Path) -> subprocess.Popen[str]:
-    """Start one end; ``-n tcp`` first, which Debian's wireguard-go answers with its usage and exit code 1.
+    """Start one end. ``-n tcp`` is tried first: Debian's wireguard-go prints its usage and exits with 1.
 
-    Asking with ``--help`` is no way: wireguard-go would make an interface of that name.
+    ``--help`` cannot be used to find out, because wireguard-go would create an interface of that name.
     """
     for options in (("-n", "tcp"), ()):
         process = namespace.start((str(program), *options, "-f", interface), log=log)
         deadline = time.monotonic() + START_TIMEOUT
         while process.poll() is None and time.monotonic() < deadline:
-            if Path(f"/var/run/wireguard/{interface}.sock").exists():
+            if socket_path(interface).exists():
                 return process
             time.sleep(_SETTLE)
         _end([process])
@@ -124,52 +176,8 @@ def _start_implementation(program: Path, namespace: Namespace, interface: str, l
     raise RuntimeError(f"it did not come up: {last}")
 
 
-def slirp4netns(program: Path) -> System:
-    """User-mode TCP/IP without encryption, as rootless containers use it."""
-
-    def start(lane: Lane) -> list[subprocess.Popen[str]]:
-        target = f"/run/netns/{lane.enclave.name}"
-        command = (str(program), "--configure", f"--mtu={UPLINK_MTU}", "--netns-type=path", target, "tap0")
-        process = lane.relay.start(command, log=lane.scratch / "log")
-        _await(lambda: _has_default_route(lane.enclave), process, lane.scratch / "log")
-        return [process]
-
-    return System("slirp4netns", start, encrypts=False)
-
-
-def pasta(program: Path) -> System:
-    """Socket splicing without encryption, as Podman uses it."""
-
-    def start(lane: Lane) -> list[subprocess.Popen[str]]:
-        target = f"/run/netns/{lane.enclave.name}"
-        command = (str(program), "--foreground", "--config-net", "--quiet", "--mtu", str(UPLINK_MTU), "--netns", target)
-        process = lane.relay.start(command, log=lane.scratch / "log")
-        _await(lambda: _has_default_route(lane.enclave), process, lane.scratch / "log")
-        return [process]
-
-    return System("pasta", start, encrypts=False)
-
-
-def gvproxy(program: Path, forwarder: Path) -> System:
-    """The network stack of gVisor without encryption, as podman machine and nitriding use it."""
-
-    def start(lane: Lane) -> list[subprocess.Popen[str]]:
-        stream = f"unix://{lane.scratch}/stream"
-        proxy = lane.relay.start((str(program), "-mtu", str(UPLINK_MTU), "-listen", stream, "-ssh-port", "-1"))
-        _await((lane.scratch / "stream").exists, proxy, None)
-        tap = lane.enclave.start((str(forwarder), "-url", f"{stream}/connect", "-iface", "tap0"))
-        lane.enclave.ip("link", "set", "lo", "up")
-        _await(lambda: "tap0" in lane.enclave.run("ip", "-br", "link"), tap, None)
-        lane.enclave.ip("address", "replace", "192.168.127.3/24", "dev", "tap0")
-        lane.enclave.ip("link", "set", "tap0", "up")
-        lane.enclave.ip("route", "replace", "default", "via", "192.168.127.1")
-        return [proxy, tap]
-
-    return System("gvproxy", start, encrypts=False)
-
-
 def no_tunnel() -> System:
-    """A cable and NAT: what the machine itself can do."""
+    """Return a veth pair with NAT: the limit of the machine itself."""
 
     def start(lane: Lane) -> list[subprocess.Popen[str]]:
         lane.cable("10.73.0.2", "10.73.0.1", 24)
@@ -179,27 +187,9 @@ def no_tunnel() -> System:
     return System("no tunnel", start, encrypts=False)
 
 
-def proxies() -> tuple[list[System], dict[str, str]]:
-    """The unencrypted user-space proxies that are installed, and why the others are left out."""
-    found, skipped = [], {}
-    makers = {"slirp4netns": slirp4netns, "pasta": pasta}
-    for name, make in makers.items():
-        program = shutil.which(name)
-        if program:
-            found.append(make(Path(program)))
-        else:
-            skipped[name] = "not installed"
-    program, forwarder = shutil.which("gvproxy"), shutil.which("gvforwarder")
-    if program and forwarder:
-        found.append(gvproxy(Path(program), Path(forwarder)))
-    else:
-        skipped["gvproxy"] = "gvproxy and gvforwarder are not both installed"
-    return found, skipped
-
-
 def _control(interface: str, private_key: bytes, peer: bytes, remote: str) -> None:
     """Configure one end over the cross-platform control socket (wireguard.com/xplatform)."""
-    path = f"/var/run/wireguard/{interface}.sock"
+    path = str(socket_path(interface))
     request = (
         f"set=1\nprivate_key={private_key.hex()}\nlisten_port=51820\npublic_key={peer.hex()}\n"
         f"endpoint={remote}:51820\nallowed_ip=0.0.0.0/0\n\n"
@@ -221,7 +211,7 @@ def _control(interface: str, private_key: bytes, peer: bytes, remote: str) -> No
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Stop processes, by force if they do not heed."""
+    """Stop processes, by SIGKILL if necessary."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -232,22 +222,24 @@ def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
             process.wait()
 
 
-def _expect_line(process: subprocess.Popen[str], expected: str) -> None:
+def expect_line(process: subprocess.Popen[str], expected: str) -> str:
+    """Read the first line of a process's output, whose first word has to be `expected`.
+
+    Raises:
+        RuntimeError: The word differs, or there is no line. The process is ended.
+    """
     line = process.stdout.readline().strip() if process.stdout else ""
-    if line != expected:
+    if line.split()[:1] != [expected]:
         process.kill()
         raise RuntimeError(f"expected {expected!r} of {' '.join(map(str, _arguments(process)))}, got {line!r}")
+    return line
 
 
 def _arguments(process: subprocess.Popen[str]) -> Sequence[object]:
     return process.args if isinstance(process.args, list | tuple) else (process.args,)
 
 
-def _has_default_route(namespace: Namespace) -> bool:
-    return bool(namespace.run("ip", "route", "show", "default").strip())
-
-
-def _await(condition: Callable[[], bool], process: subprocess.Popen[str], log: Path | None) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], log: Path | None) -> None:
     """Wait for a condition while the process lives."""
     deadline = time.monotonic() + START_TIMEOUT
     while not condition():

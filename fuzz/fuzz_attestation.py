@@ -1,6 +1,7 @@
-"""Whatever the bytes, the verifier raises RejectedDocumentError, nothing else, and accepts the good document alone.
+"""For any input, the verifier raises only RejectedDocumentError, and accepts only the good document.
 
-Beneath it, the strict CBOR reader raises CborError, nothing else, or returns a value whose one encoding is the input.
+Below it, the strict CBOR reader raises only CborError, or returns a value whose single encoding is the input. If the
+outermost map may be open, ``bf … ff``, a map has exactly two. A module's response is either read or an NsmError.
 
     python fuzz/fuzz_attestation.py -max_total_time=60
 """
@@ -23,7 +24,7 @@ with atheris.instrument_imports(include=["wgvsock.attestation", "cbor2"]):
     from wgvsock.attestation.errors import CborError, RejectedDocumentError
     from wgvsock.attestation.policy import PcrSet, Policy
     from wgvsock.attestation.verifier import Verifier
-    from wgvsock.devices.nsm import NsmClient
+    from wgvsock.devices.nsm import NsmClient, NsmError
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 NONCE = bytes(range(32))
@@ -35,8 +36,42 @@ VERIFIER = Verifier(Policy(pcr_sets=(PcrSet(ENCLAVE.measurements),), accepted_ro
 VERIFIER.verify(GOOD, nonce=NONCE, now=NOW)
 
 
+def check_reader(data: bytes) -> None:
+    """Check that an accepted value has one encoding, or two if its outermost map may be open."""
+    for may_be_open in (False, True):
+        try:
+            value = strict_loads(data, may_be_open=may_be_open)
+        except CborError:
+            continue
+        encodings = {cbor2.dumps(value)}
+        if may_be_open and isinstance(value, dict):
+            entries = b"".join(cbor2.dumps(part) for entry in value.items() for part in entry)
+            encodings.add(b"\xbf" + entries + b"\xff")
+        assert data in encodings, data.hex()
+
+
+class Module:
+    """A secure module with one answer."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+    def request(self, _request: bytes) -> bytes:
+        """Return the answer to any request."""
+        return self.answer
+
+
+def check_response(data: bytes) -> None:
+    """Check that both forms of the outermost map give only bytes or an NsmError."""
+    for answer in (data, b"\xa1" + data, b"\xbf" + data, b"\xbf" + data + b"\xff"):
+        try:
+            assert isinstance(NsmClient(Module(answer)).random(), bytes)
+        except NsmError:
+            continue
+
+
 def reject(document: bytes) -> None:
-    """The document must not pass, and only a rejection may come out."""
+    """Check that the document is refused, and that nothing else is raised."""
     if document == GOOD:
         return
     try:
@@ -47,7 +82,7 @@ def reject(document: bytes) -> None:
 
 
 def edited(edits: bytes) -> bytes:
-    """The good document with its bytes changed as `edits` say, three bytes an edit: position (16 bits), new value."""
+    """Return the good document with some bytes changed. An edit has three bytes: position (16 bits), new value."""
     document = bytearray(GOOD)
     for start in range(0, len(edits) - 2, 3):
         position = int.from_bytes(edits[start : start + 2], "big") % len(document)
@@ -56,15 +91,14 @@ def edited(edits: bytes) -> bytes:
 
 
 def test_one_input(data: bytes) -> None:
-    """One input takes each of the ways in: as CBOR, as a document, as a payload, as a certificate, as changes."""
-    try:
-        value = strict_loads(data)
-    except CborError:
-        pass
-    else:
-        assert cbor2.dumps(value) == data
+    """Use one input in every role: as CBOR, as a document, as a payload, as a certificate, as changes."""
+    check_reader(data)
+    check_reader(b"\xbf" + data + b"\xff")
+    check_response(data)
     reject(data)
-    reject(cbor2.dumps([PROTECTED, {}, data, SIGNATURE]))
+    # As a payload, and as additional entries of the open payload.
+    for payload in (data, b"\xbf" + data, b"\xbf" + data + b"\xff", PAYLOAD[:-1] + data + b"\xff"):
+        reject(cbor2.dumps([PROTECTED, {}, payload, SIGNATURE]))
     fields = cbor2.loads(PAYLOAD)
     for field in ("certificate", "user_data"):
         reject(cbor2.dumps([PROTECTED, {}, cbor2.dumps(fields | {field: data}), SIGNATURE]))

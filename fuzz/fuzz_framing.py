@@ -1,7 +1,7 @@
-"""Whatever the bytes and however they are cut, a decoder yields the same frames or raises FramingError, nothing else.
+"""For any bytes in any chunks, a decoder yields the same frames, and raises only FramingError.
 
-Beneath it, frames that came out encode to the bytes that went in, and the virtio-net check never raises and never
-passes a header that lets the kernel write outside the transport header.
+Below it, decoded frames encode to the input, and the virtio-net check never raises and never accepts a header that lets
+the kernel write outside the transport header.
 
     python fuzz/fuzz_framing.py -max_total_time=60
 """
@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["wgvsock.framing", "wgvsock.virtio_net"
 
 
 def decode(framing: Framing, stream: bytes, chunk: int) -> tuple[list[bytes], bool]:
-    """The frames of a stream that arrives in pieces of `chunk` bytes, and whether it ended in a FramingError."""
+    """Return the frames of a stream that arrives in chunks of `chunk` bytes, and whether it ended in a FramingError."""
     decoder = FrameDecoder(framing)
     frames: list[bytes] = []
     for start in range(0, len(stream), chunk):
@@ -36,7 +36,7 @@ def decode(framing: Framing, stream: bytes, chunk: int) -> tuple[list[bytes], bo
 
 
 def encode(framing: Framing, frames: list[bytes]) -> bytes:
-    """The stream that carries these frames."""
+    """Return the stream that carries these frames."""
     codec = codec_for(framing)
     stream = b""
     for frame in frames:
@@ -47,7 +47,7 @@ def encode(framing: Framing, frames: list[bytes]) -> bytes:
 
 
 def check_stream(framing: Framing, stream: bytes, chunk: int) -> None:
-    """Chunking changes nothing but how many frames come out before an error; encoding inverts decoding."""
+    """Check that chunking changes only the number of frames before an error, and that encoding inverts decoding."""
     whole, whole_failed = decode(framing, stream, max(1, len(stream)))
     cut, cut_failed = decode(framing, stream, chunk)
     assert whole_failed == cut_failed
@@ -57,7 +57,7 @@ def check_stream(framing: Framing, stream: bytes, chunk: int) -> None:
 
 
 def check_packet(packet: bytes) -> None:
-    """An accepted header with an open checksum writes it behind the IP header and inside the packet."""
+    """Check that an accepted header places an incomplete checksum after the IP header and inside the packet."""
     if check_header(memoryview(packet)) is None and len(packet) >= HEADER_LENGTH and packet[0] & NEEDS_CSUM:
         ip = packet[HEADER_LENGTH:]
         start, offset = (int.from_bytes(packet[at : at + 2], "little") for at in (6, 8))
@@ -68,7 +68,7 @@ def check_packet(packet: bytes) -> None:
 
 
 def test_one_input(data: bytes) -> None:
-    """One input takes each of the ways in."""
+    """Use one input in every role."""
     if not data:
         return
     chunk, rest = data[0] + 1, data[1:]

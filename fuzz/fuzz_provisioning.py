@@ -1,7 +1,7 @@
-"""Whatever the bytes and however they are cut: neither side raises, and both do the same as with one piece.
+"""For any bytes in any chunks, neither side raises, and both behave as with a single chunk.
 
-Beneath it, a message decoder raises ExchangeError, nothing else, or returns a message whose encoding is the input; and
-an enclave offers its shell no settings that break a rule.
+Below it, a message decoder raises only ExchangeError, or returns a message whose encoding is the input. An enclave
+never offers its shell settings that break a rule.
 
     python fuzz/fuzz_provisioning.py -max_total_time=60
 """
@@ -40,20 +40,25 @@ with atheris.instrument_imports(include=["wgvsock.provisioning", "wgvsock.attest
     )
     from wgvsock.provisioning.transcript import Ephemeral
     from wgvsock.testing.clock import SeededRandom
-    from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG
+    from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG, RelayHalf
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
 VERIFIER = Verifier(Policy(pcr_sets=(PcrSet(dict.fromkeys(range(3), b"\1" * 48)),)))
 PUBLIC = Ephemeral(b"f" * 32).public
 CHOICE = ("framing/native", "profile/plain")
 HELLO = Hello(b"n" * 32, PUBLIC, CHOICE).encode()
-REQUEST = Request(
-    b"n" * 32, RELAY_PUBLIC_KEY, PUBLIC, 1, replace(TUNNEL_CONFIG, capabilities=CHOICE).to_fields()
-).encode()
+REQUEST = Request(b"n" * 32, RELAY_PUBLIC_KEY, 1, replace(TUNNEL_CONFIG, capabilities=CHOICE).to_fields()).encode()
+GREETING = EnclaveProvisioning(random=SeededRandom("fuzz")).accept(0.0).data_to_send()[4:]
+"""The HELLO of every enclave here, because all have the same random source."""
+
+
+def sealed(request: bytes) -> bytes:
+    """Return M1 around a REQUEST's map, in answer to `GREETING`."""
+    return RelayHalf(GREETING).request(request)
 
 
 def decode_all(data: bytes) -> None:
-    """Every decoder refuses the bytes, or reads exactly them."""
+    """Check that every decoder refuses the bytes, or returns a message that encodes to them."""
     for decode in (decode_hello, decode_request, decode_response, decode_result):
         try:
             message = decode(data)
@@ -63,7 +68,7 @@ def decode_all(data: bytes) -> None:
 
 
 def enclave(first: bytes, chunks: list[bytes]) -> list[object]:
-    """What is visible of an enclave that is fed `first`, whose shell then answers, and then the chunks."""
+    """Feed an enclave `first`, let its shell answer, feed it the chunks, and return everything visible."""
     provisioning = EnclaveProvisioning(random=SeededRandom("fuzz"))
     exchange = provisioning.accept(0.0)
     exchange.receive_data(first, 0.0)
@@ -83,7 +88,7 @@ def enclave(first: bytes, chunks: list[bytes]) -> list[object]:
 
 
 def relay(first: bytes, chunks: list[bytes]) -> list[object]:
-    """The same of a relay, whom no document can satisfy."""
+    """Do the same with a relay that accepts no document."""
     exchange = RelayProvisioning(
         config=TUNNEL_CONFIG,
         relay_public_key=RELAY_PUBLIC_KEY,
@@ -103,7 +108,7 @@ def relay(first: bytes, chunks: list[bytes]) -> list[object]:
 
 
 def edited(message: bytes, edits: bytes) -> bytes:
-    """The message with its bytes changed as `edits` say, three bytes an edit: position (16 bits), new value."""
+    """Return the message with some bytes changed. An edit has three bytes: position (16 bits), new value."""
     changed = bytearray(message)
     for start in range(0, len(edits) - 2, 3):
         changed[int.from_bytes(edits[start : start + 2], "big") % len(changed)] = edits[start + 2]
@@ -111,12 +116,16 @@ def edited(message: bytes, edits: bytes) -> bytes:
 
 
 def test_one_input(data: bytes) -> None:
-    """One input is a message, a stream, the stream behind a good message, and changes to a good message."""
+    """Use one input as a message, as a stream, as the stream after a good message, and as changes to a good message."""
     decode_all(data)
     hello, request = edited(HELLO, data), edited(REQUEST, data)
     decode_all(hello)
     decode_all(request)
-    for side, good, changed in ((enclave, REQUEST, request), (relay, HELLO, hello)):
+    for side, good, changed in (
+        (enclave, sealed(REQUEST), sealed(request)),
+        (enclave, sealed(REQUEST), edited(sealed(REQUEST), data)),
+        (relay, HELLO, hello),
+    ):
         for first in (b"", encode_frame(good)):
             assert side(first, [bytes((byte,)) for byte in data]) == side(first, [data])
         frame = encode_frame(changed)

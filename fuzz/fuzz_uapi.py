@@ -1,6 +1,6 @@
-"""Whatever the bytes and chunks, the control socket answers; what it then shows, set on a new device, shows the same.
+"""For any bytes in any chunks, the control socket answers, and its state, set on a new device, gives the same state.
 
-Nothing but UapiError refuses a request, and nothing but RemoteProtocolError ends a connection.
+Only UapiError refuses a request, and only RemoteProtocolError ends a connection.
 
     python fuzz/fuzz_uapi.py -max_total_time=60
 """
@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["wgvsock.uapi", "wgvsock.addresses"]):
 
 READ_ONLY = ("last_handshake_time", "rx_bytes", "tx_bytes")
 
-# Words that a mutation should find at once.
+# Words that mutations should reach immediately.
 PREFIXES = (
     b"",
     b"set=1\n",
@@ -53,7 +53,7 @@ class Sockets:
 
 
 def new_control(carrier: Carrier) -> DeviceControl:
-    """A device without a peer."""
+    """Return the control of a device without peers."""
     count = iter(range(1 << 30))
 
     def random(size: int) -> bytes:
@@ -64,7 +64,7 @@ def new_control(carrier: Carrier) -> DeviceControl:
 
 
 async def serve(control: DeviceControl, data: bytes, chunk: int) -> list[str]:
-    """What comes of a connection that brings these bytes."""
+    """Return the outcomes of a connection that sends these bytes."""
     reader, outcome = RequestReader(), []
     for start in range(0, len(data), chunk):
         reader.receive(data[start : start + chunk])
@@ -83,12 +83,12 @@ async def serve(control: DeviceControl, data: bytes, chunk: int) -> list[str]:
 
 
 def settings(control: DeviceControl) -> list[str]:
-    """What a get request answers, without what cannot be set."""
+    """Return the answer to a get request, without the lines that cannot be set."""
     return [line for line in format_state(control.state()).decode().splitlines() if not line.startswith(READ_ONLY)]
 
 
 async def check(data: bytes, carrier: Carrier, chunk: int) -> None:
-    """The two invariants."""
+    """Check the two invariants."""
     whole, cut = new_control(carrier), new_control(carrier)
     assert await serve(whole, data, len(data) or 1) == await serve(cut, data, chunk)
     shown = settings(whole)
@@ -99,7 +99,7 @@ async def check(data: bytes, carrier: Carrier, chunk: int) -> None:
 
 
 def test_one_input(data: bytes) -> None:
-    """The first three bytes choose the carrier, the chunks and how the request begins."""
+    """Run one request. The first three bytes select the carrier, the chunks and the beginning of the request."""
     if len(data) < 3:
         return
     carrier = [*Carrier][data[0] % len(Carrier)]

@@ -1,7 +1,7 @@
-"""Whatever the bytes, a device raises nothing, answers nothing unauthenticated, and its session goes on.
+"""For any bytes, a device does not raise, does not answer unauthenticated messages, and keeps its session.
 
-Beneath it, the parser raises RemoteProtocolError, nothing else, or returns a message whose encoding is the input; and
-what is delivered of an authentic but dishonest plaintext is one whole IP packet from the peer's own address.
+Below it, the parser raises only RemoteProtocolError, or returns a message whose encoding is the input. An authentic but
+dishonest plaintext is delivered only as one complete IP packet from the peer's own address.
 
     python fuzz/fuzz_wireguard_messages.py -max_total_time=60
 """
@@ -29,7 +29,7 @@ HEADROOM = 10
 
 
 def make_pair(profile: Profile) -> DevicePair:
-    """A pair with a session; no input counts as load, as time stands still."""
+    """Return a pair with a session. The load threshold is out of reach, because time stands still."""
     pair = DevicePair(profile=profile, packet_headroom=HEADROOM, load_threshold=2**63)
     pair.handshake()
     return pair
@@ -40,7 +40,7 @@ PAIRS = {profile: make_pair(profile) for profile in Profile}
 
 
 def parse(data: bytes) -> None:
-    """Raise RemoteProtocolError or give back the input."""
+    """Check that parsing raises RemoteProtocolError or gives a message that packs to the input."""
     try:
         message = parse_message(data)
     except RemoteProtocolError:
@@ -49,7 +49,7 @@ def parse(data: bytes) -> None:
 
 
 def receive(pair: DevicePair, data: bytes) -> None:
-    """A stranger's datagram: silence, and nothing is delivered."""
+    """Check that a stranger's datagram causes no answer and no delivery."""
     pair.bob.receive_datagram(data, "mallory", pair.now)
     assert pair.bob.datagrams_to_send() == []
     assert pair.bob.packets_to_deliver() == []
@@ -57,12 +57,12 @@ def receive(pair: DevicePair, data: bytes) -> None:
 
 
 def receive_with_mac1(pair: DevicePair, data: bytes) -> None:
-    """The same from somebody who knows Bob's public key."""
+    """Do the same as a stranger who knows Bob's public key."""
     receive(pair, pair.alices_peer.cookie.add_macs(data + bytes(32), pair.now))
 
 
 def receive_from_peer(pair: DevicePair, plaintext: bytes) -> None:
-    """A hostile peer: what it seals is delivered only if it is an honest packet from its own address."""
+    """Check that a hostile peer's packet is delivered only if it is honest and from the peer's own address."""
     keypair = pair.alices_peer.keypairs.current
     assert keypair is not None
     message = bytearray(len(plaintext) + 32)
@@ -84,12 +84,12 @@ def receive_from_peer(pair: DevicePair, plaintext: bytes) -> None:
 
 
 def altered(honest: bytes, data: bytes) -> bytes:
-    """An honest plaintext, changed and lengthened by the input; no input at all leaves it as it is."""
+    """Return an honest plaintext, changed and lengthened by the input. An empty input changes nothing."""
     return bytes(a ^ b for a, b in zip(honest, data.ljust(len(honest), b"\0"), strict=False)) + data[len(honest) :]
 
 
 def test_one_input(data: bytes) -> None:
-    """Take the same bytes in every role that they can have."""
+    """Use the same bytes in every role."""
     parse(data)
     for kind in range(1, 5):
         parse(kind.to_bytes(4, "little") + data)

@@ -1,23 +1,30 @@
-"""``python -m lab``: the demonstration, and laboratories that stay up to be used by hand."""
+"""``python -m lab``: the demonstration, faults, soaks, and laboratories that stay up for manual use."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lab.backends import backend_class, choose
-from lab.commands import add_parsers
+from lab.cli.commands import add_parsers
+from lab.cli.invocation import as_typed
+from lab.errors import LabUnavailableError
+from wgvsock.cli.ending import run_command
+from wgvsock.cli.output import CommandParser
 from wgvsock.errors import WgvsockError
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run the demonstration."""
-    from lab.demo import Demonstration
+    from lab.cli.demo import Demonstration
+    from lab.cli.narration import silent, to_terminal
     from lab.ladder import Ladder
-    from lab.narration import silent, to_terminal
 
     enter_user_namespace(arguments)
     name, _ = choose("netns")
@@ -32,8 +39,38 @@ def demo(arguments: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
+def schedule(arguments: argparse.Namespace) -> int:
+    """Play a schedule of faults in a new laboratory."""
+    from lab.schedule.command import run
+
+    enter_user_namespace(arguments)
+    return run(arguments.seed, arguments.faults, arguments.enclaves)
+
+
+def soak(arguments: argparse.Namespace) -> int:
+    """Run a new laboratory under load, and look for growth."""
+    from lab.soak.run import run
+
+    enter_user_namespace(arguments)
+    return run(arguments.minutes)
+
+
+def tryout(arguments: argparse.Namespace) -> int:
+    """Start a relay and an enclave in steps that a person could type."""
+    from lab.cli import tryout as steps
+    from lab.netns import privilege
+
+    if reason := privilege.unavailable() if os.geteuid() == 0 else None:
+        raise LabUnavailableError(
+            "cannot create network namespaces", why=f"{reason.kind}: {reason.what}", fix=reason.fix
+        )
+    if not privilege.inside_user_namespace():
+        privilege.reenter(["-m", "lab", *arguments.argv], user=arguments.userns or os.geteuid() != 0)
+    return steps.run(page=arguments.markdown)
+
+
 def enter_user_namespace(arguments: argparse.Namespace) -> None:
-    """Go on in a user namespace when told to, or when there is no other way; returns where there is no need."""
+    """Re-run in a user namespace if requested or if there is no other way. Returns if neither is the case."""
     from lab.netns import privilege
 
     if privilege.inside_user_namespace() or not (arguments.userns or os.geteuid() != 0):
@@ -41,35 +78,49 @@ def enter_user_namespace(arguments: argparse.Namespace) -> None:
     privilege.reenter(["-m", "lab", *arguments.argv])
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    root = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
+def parser() -> CommandParser:
+    """Return the parser of the command line."""
+    root = CommandParser(prog="python -m lab", description=__doc__)
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verb = verbs.add_parser("demo", help="the whole paper in one command, every step looked at")
-    verb.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
-    verb.add_argument("--userns", action="store_true", help="in a user namespace, even as root (the way without root)")
+    verb = verbs.add_parser("demo", help="the whole paper in one command, with every step checked")
+    verb.add_argument("--json", action="store_true", help="print only one JSON object on standard output")
+    verb.add_argument("--userns", action="store_true", help="use a user namespace even as root")
     verb.set_defaults(run=demo)
+    verb = verbs.add_parser("schedule", help="inject faults in random order, drawn from a seed, under traffic")
+    verb.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="default: random")
+    verb.add_argument("--faults", type=int, default=60, help="number of faults (default: 60)")
+    verb.add_argument("--enclaves", type=int, choices=(1, 2), default=2, help="enclaves behind the Relay (default: 2)")
+    verb.add_argument("--userns", action="store_true", help="use a user namespace even as root")
+    verb.set_defaults(run=schedule)
+    verb = verbs.add_parser("soak", help="run mixed traffic and churn; fails if anything grows")
+    verb.add_argument("--minutes", type=float, default=20.0, help="duration (default: 20)")
+    verb.add_argument("--userns", action="store_true", help="use a user namespace even as root")
+    verb.set_defaults(run=soak)
+    verb = verbs.add_parser("try", help="start a relay and an enclave in steps that you could type; leaves a shell")
+    verb.add_argument("--markdown", type=Path, metavar="FILE", help="write the transcript as a page")
+    verb.add_argument("--userns", action="store_true", help="use a user namespace even as root")
+    verb.set_defaults(run=tryout)
     add_parsers(verbs)
     return root
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; the exit code."""
+    """Run one verb, and return the exit code."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     arguments.argv = list(argv)
     try:
         return int(arguments.run(arguments))
     except WgvsockError as error:
-        print(f"error[{error.code}]: {error.what}", file=sys.stderr)
-        for label, text in (("why", error.why), ("fix", error.fix)):
-            if text:
-                print(f"  {label}: {text}", file=sys.stderr)
+        lines = [f"error[{error.code}]: {error.what}"]
+        # A reason can be the end of a guest's console, whose lines are kept.
+        lines += [f"  {label}: {as_typed(text)}" for label, text in (("why", error.why), ("fix", error.fix)) if text]
+        with contextlib.suppress(OSError):  # without standard error, the exit status says it
+            print("\n".join(lines), file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read our output has enough; the interpreter must not complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 if __name__ == "__main__":

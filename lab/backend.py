@@ -1,37 +1,27 @@
-"""What a laboratory can do, whatever it is made of: the seam between the behaviour suite and the backends.
+"""What every laboratory can do: the interface between the behaviour suite and the backends.
 
-A backend raises the topology, starts the production Relay and Enclave in it, runs commands in its machines, watches
-its capture points and injects faults at the vsock point. `lab.netns` makes it of network namespaces, `lab.qemu` of
+A backend brings the topology up, starts the production Relay and Enclave in it, runs commands in its machines, watches
+its capture points and injects faults at the vsock point. `lab.netns` builds it from network namespaces, `lab.qemu` from
 guests.
 """
 
 from __future__ import annotations
 
 import socket
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
-from lab.capture import CapturedPacket
 from lab.deadline import Deadline
+from lab.errors import LabError, Unavailable
+from lab.filters import PacketFilter
 from lab.nsm.client import NsmControl
-from lab.tap import TapControl
+from lab.process import LocalProcess
 from lab.topology import Node, Point, Service, Topology
+from lab.watch.capture import PacketCapture
+from lab.watch.tap import TapControl
 from wgvsock.addresses import Port
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """Why this machine cannot run a backend: something is not there, or is there and not ours to use."""
-
-    kind: Literal["missing", "forbidden"]
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.what} ({self.fix})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +34,12 @@ class Completed:
     stderr: bytes
 
     def check(self) -> Completed:
-        """Itself, if the command succeeded.
+        """Return the command itself if it succeeded.
 
         Raises:
-            LabError: It did not.
+            LabError: It failed.
         """
         if self.exit_code != 0:
-            from lab.errors import LabError
-
             raise LabError(
                 f"{' '.join(self.argv)} ended with {self.exit_code}",
                 why=self.stderr.decode(errors="replace").strip()[-2000:],
@@ -60,14 +48,14 @@ class Completed:
 
 
 class Process(Protocol):
-    """A command that runs on in one of the machines; its standard error goes to its log."""
+    """A command that keeps running in one of the machines. Its standard error goes to its log."""
 
     name: str
     log: Path
 
     @property
     def pid(self) -> int:
-        """Process identifier in its own machine."""
+        """Process ID in its own machine."""
         ...
 
     def poll(self) -> int | None:
@@ -79,7 +67,7 @@ class Process(Protocol):
         ...
 
     def wait_for_line(self, wanted: str, deadline: Deadline) -> str:
-        """The first line of its output that contains some text.
+        """Return the first line of its output that contains some text.
 
         Raises:
             LabError: It ended without writing it.
@@ -88,79 +76,89 @@ class Process(Protocol):
         ...
 
     def kill(self) -> None:
-        """SIGKILL for it and everything it started, and wait until it is gone; idempotent."""
+        """Send SIGKILL to it and everything it started, and wait until it is gone. Idempotent."""
         ...
 
     def wait(self, deadline: Deadline) -> int:
-        """Its exit code.
+        """Wait for its end, and return its exit code.
 
         Raises:
-            LabTimeoutError: It still runs.
+            LabTimeoutError: It is still running.
         """
         ...
 
     @property
     def stdin(self) -> IO[bytes]:
-        """Its standard input, when it was spawned with one."""
+        """Its standard input, if it was spawned with one."""
         ...
 
     def output(self) -> str:
-        """What it has written so far, standard output and error together."""
+        """Return its output so far, standard output and error together."""
         ...
 
 
-class PacketCapture(ABC):
-    """A running capture at one interface."""
+class Place(Protocol):
+    """Runs some of a laboratory's nodes: namespaces of this machine, or a guest. A backend is composed of them."""
 
-    point: Point
+    directory: str
+    """The laboratory's folder as seen on the place's machine."""
 
-    @abstractmethod
-    def packets(self) -> list[CapturedPacket]:
-        """What has passed since it was started, oldest first; the list only ever grows."""
+    def enter(self, node: Node) -> list[str]:
+        """See `Backend.enter`."""
+        ...
 
-    @abstractmethod
-    def close(self) -> None:
-        """Stop; what was captured can still be read; idempotent."""
+    def translate(self, argv: Sequence[str]) -> list[str]:
+        """See `Backend.translate`."""
+        ...
 
-    def wait_for(self, wanted: Callable[[CapturedPacket], bool], deadline: Deadline, what: str) -> CapturedPacket:
-        """The first packet that is wanted.
+    def run(self, node: Node, argv: Sequence[str], *, stdin: bytes, deadline: Deadline) -> Completed:
+        """See `Backend.run`."""
+        ...
 
-        Raises:
-            LabTimeoutError: None came.
-        """
-        seen = 0
+    def spawn(self, node: Node, argv: Sequence[str], *, name: str, stdin: bool) -> LocalProcess:
+        """See `Backend.spawn`."""
+        ...
 
-        def look() -> CapturedPacket | None:
-            nonlocal seen
-            packets = self.packets()
-            while seen < len(packets):
-                seen += 1
-                if wanted(packets[seen - 1]):
-                    return packets[seen - 1]
-            return None
+    def processes_in(self, node: Node) -> list[int]:
+        """See `Backend.processes_in`."""
+        ...
 
-        return deadline.poll(look, what)
+    def bring(self, path: Path) -> str:
+        """Make a file of the laboratory's folder available in the place, and return its path there."""
+        ...
+
+    def capture(self, point: Point, deadline: Callable[[float], Deadline]) -> PacketCapture:
+        """See `Backend.capture`. The deadlines are in the place's time."""
+        ...
+
+    def ask(self, node: Node, path: str, request: bytes, deadline: Deadline) -> bytes | None:
+        """Return a node service's answer on a Unix socket, by its path below /run, or None if it does not answer."""
+        ...
 
 
 class Backend(Protocol):
-    """One laboratory. `up` first, `down` last; everything between can be done in any order and again."""
+    """One laboratory. `up` comes first and `down` last. Everything between can be done in any order and repeatedly."""
 
     name: str
+    takes: str
+    """How long it takes to start, in words. docs/lab.md has measurements."""
     topology: Topology
     directory: Path
-    """Sockets, configurations, logs; removed by `down`, which is why `keep_artifacts` exists."""
+    """Sockets, configurations, logs. `down` removes them, which is why `keep_artifacts` exists."""
     tap: TapControl
     """The vsock point: recording and faults."""
     nsm: NsmControl
-    """The fake Nitro Security Module's knobs."""
+    """The settings of the fake Nitro Security Module."""
     root_sha256: str
     """Fingerprint of the laboratory's attestation root, hex."""
     scale: float
-    """How much longer everything takes than natively; measured where processors are emulated."""
+    """How much longer everything takes than natively, measured where processors are emulated."""
     clock_error: float
-    """Seconds by which times of captures in different machines may be apart; 0 where all have one clock."""
+    """Seconds by which capture times of different machines may differ, or 0 if all share one clock."""
     enclave_measurements: Mapping[str, str]
-    """``PCR0`` and so on of the image in the enclave, hex."""
+    """``PCR0`` and so on of the enclave's image, hex."""
+    filter: PacketFilter
+    """The packet filter tools that the Relay can use."""
 
     @property
     def processors(self) -> str:
@@ -169,87 +167,87 @@ class Backend(Protocol):
 
     @property
     def nsm_device(self) -> str:
-        """What the Enclave has for a Nitro Security Module's device."""
+        """What serves the Enclave's Nitro Security Module device."""
         ...
 
     @property
     def own_processes(self) -> tuple[str, ...]:
-        """Names of the processes that only `up` can start; without them there is nothing to be mended."""
+        """Names of the processes that only `up` can start. Without them nothing can be repaired."""
         ...
 
     @property
     def entropy_log(self) -> Path:
-        """What the Enclave drew (`lab.opener`); a file on this machine."""
+        """The entropy that the Enclave drew (`lab.watch.opener`), a file on this machine."""
         ...
 
     def __init__(self, identity: str) -> None: ...
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
-        """None where this machine can run the backend."""
+        """Return None if this machine can run the backend, otherwise the reason."""
         ...
 
     @classmethod
     def prepare(cls) -> None:
-        """Download and build what `up` needs and what outlives it, where it is not there yet.
+        """Download and build what `up` needs and what outlives it, unless it exists.
 
         Raises:
-            LabError: It cannot be had.
+            LabError: It is not available.
         """
         ...
 
     def up(self) -> None:
-        """Raise the machines, cables, servers, the signer and the tap.
+        """Start the machines, cables, servers, the signer and the tap.
 
         Raises:
-            LabError: A step failed; what was raised stays until `down`, to be looked at.
+            LabError: A step failed. What was started stays until `down`, for inspection.
         """
         ...
 
     def down(self) -> None:
-        """Take everything away; idempotent, and works after a failed `up`."""
+        """Remove everything. Idempotent, and works after a failed `up`."""
         ...
 
     def leftovers(self) -> list[str]:
-        """What is still there of this laboratory, in words; empty after `down`."""
+        """Describe what is left of this laboratory, in words. Empty after `down`."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What `attach` needs, as JSON values."""
+        """Return what `attach` needs, as JSON values."""
         ...
 
     @classmethod
     def attach(cls, state: Mapping[str, Any]) -> Self:
-        """The laboratory that another process has raised."""
+        """Return the laboratory that another process started."""
         ...
 
     def detach(self) -> None:
-        """Let go of the machines, which run on, for another process to use them; the next call takes hold again."""
+        """Release the machines, which keep running, for another process. The next call takes hold of them again."""
         ...
 
     def process(self, name: str) -> Process | None:
-        """The newest process of a name (``relay``, ``enclave``, …) that still runs."""
+        """Return the newest running process of a name (``relay``, ``enclave``, …)."""
         ...
 
     def enter(self, node: Node) -> list[str]:
-        """What to put in front of a command on this machine so that it runs in one of the laboratory's."""
+        """Return the prefix that makes a local command run in a machine of the laboratory."""
         ...
 
     def translate(self, node: Node, argv: Sequence[str]) -> list[str]:
-        """A command of this machine as it is written in one of the laboratory's: interpreter, checkout's files."""
+        """Translate a local command into a machine of the laboratory: its interpreter, the checkout's files."""
         ...
 
     def deadline(self, seconds: float) -> Deadline:
-        """A deadline in this backend's time."""
+        """Return a deadline, scaled for this backend."""
         ...
 
     def run(
         self, node: Node, argv: Sequence[str], *, stdin: bytes = b"", deadline: Deadline | None = None
     ) -> Completed:
-        """Run a command in a machine to its end; the default deadline is 10 s.
+        """Run a command in a machine to its end. The default deadline is 10 s.
 
         Raises:
-            LabTimeoutError: It did not end; it is killed.
+            LabTimeoutError: It did not end, and was killed.
         """
         ...
 
@@ -258,15 +256,23 @@ class Backend(Protocol):
         ...
 
     def start_server(self, service: Service) -> Process:
-        """Start the server of a node as ``<node>-server``, without waiting until it listens; `up` starts all."""
+        """Start the server of a node as ``<node>-server``, without waiting until it listens. `up` starts all."""
+        ...
+
+    def with_filter(self, argv: Sequence[str]) -> list[str]:
+        """Wrap a command of the pod so that only the chosen packet filter works."""
         ...
 
     def relay_config(self) -> dict[str, Any]:
-        """A complete relay configuration for this laboratory, as nested dictionaries; change what a test needs."""
+        """Return a complete relay configuration for this laboratory, as nested dictionaries that tests may change."""
         ...
 
     def enclave_config(self) -> dict[str, Any]:
-        """The same for the enclave."""
+        """Return the same for the enclave."""
+        ...
+
+    def write_config(self, node: Node, config: Mapping[str, Any]) -> str:
+        """Write the configuration of a node's service, and return its path in the node."""
         ...
 
     def start_relay(
@@ -276,48 +282,56 @@ class Backend(Protocol):
 
         Args:
             config: Default: `relay_config`.
-            timings: Fields of `wgvsock.wireguard.Timings` that are to differ from the whitepaper's.
+            timings: Fields of `wgvsock.wireguard.Timings` that differ from the whitepaper's.
         """
         ...
 
     def start_enclave(
-        self, config: Mapping[str, Any] | None = None, *, timings: Mapping[str, float] | None = None
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        timings: Mapping[str, float] | None = None,
+        application: Sequence[str] | None = None,
     ) -> Process:
-        """Start the production Enclave, with the lab's application in it; arguments as for `start_relay`."""
+        """Start the production Enclave. Arguments as for `start_relay`, and the application that replaces the lab's."""
+        ...
+
+    def start_neighbour(self, node: Node) -> Process:
+        """Start the Enclave of an additional machine of the plan. Only `netns` has such plans."""
         ...
 
     def status(self, node: Node) -> dict[str, Any] | None:
-        """What the Relay (in the pod) or the Enclave says of itself; None while it does not answer."""
+        """Return the status of the Relay (in the pod) or the Enclave, or None while it does not answer."""
         ...
 
     def processes_in(self, node: Node) -> list[int]:
-        """Identifiers, in their machine, of the processes that run in a node."""
+        """Return the process IDs, in their machine, of a node's processes."""
         ...
 
     def dial_enclave(self, port: Port) -> socket.socket:
-        """A stream to a vsock port of the enclave past the Relay and the tap, as the parent instance can open one.
+        """Open a stream to a vsock port of the enclave that bypasses the Relay and the tap, as the parent instance can.
 
         Raises:
-            TransportError: Nobody listens there.
+            TransportError: Nothing listens there.
         """
         ...
 
     def divert(self, port: Port, listener: Path | None) -> None:
-        """Lead the Relay's next connections to a vsock port to a Unix socket of this process; None: to the enclave."""
+        """Redirect the next connections to a vsock port to a Unix socket of this process. None: to the enclave."""
         ...
 
     def capture(self, point: Point) -> PacketCapture:
         """Start to capture at one of `PACKET_POINTS`.
 
         Raises:
-            LabError: The interface is not there.
+            LabError: The interface does not exist.
         """
         ...
 
     def refresh_logs(self) -> None:
-        """Bring the logs in this machine's folder up to date."""
+        """Update the logs in this machine's folder."""
         ...
 
     def keep_artifacts(self, folder: Path) -> None:
-        """Copy logs, configurations and what crossed the vsock point to a folder that outlives the laboratory."""
+        """Copy logs, configurations and the recording of the vsock point to a folder that outlives the laboratory."""
         ...

@@ -1,10 +1,11 @@
-"""Which backends there are, and which of them this machine can run."""
+"""The available backends, and which of them this machine can run."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from lab.backend import Backend
+from lab.container.backend import ContainerBackend
 from lab.errors import LabError, LabUnavailableError
 from lab.netns.backend import NetnsBackend
 from lab.qemu.backends import GuestBackend, PairBackend
@@ -14,16 +15,24 @@ from lab.qemu.vhost import VhostBackend
 
 BACKENDS: Final[dict[str, type[Backend]]] = {
     backend.name: backend
-    for backend in (VhostBackend, PairBackend, GuestBackend, LoopbackBackend, NestedBackend, NetnsBackend)
+    for backend in (
+        VhostBackend,
+        PairBackend,
+        GuestBackend,
+        LoopbackBackend,
+        NestedBackend,
+        ContainerBackend,
+        NetnsBackend,
+    )
 }
-"""By name."""
+"""Backends by name."""
 
 PREFERENCE: Final = ("vhost", "pair", "guest", "netns")
-"""Best first: the nearer to the real thing the better. `loopback` runs wherever `pair` does, and proves less."""
+"""Best first: the closer to real hardware the better. `loopback` runs wherever `pair` does, and proves less."""
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The backend of a name.
+    """Return the backend of a name.
 
     Raises:
         LabError: There is none.
@@ -35,11 +44,11 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def choose(name: str = "") -> tuple[str, str]:
-    """The backend that is asked for, or the best that runs here, and why.
+    """Return the requested backend, or the best that runs here, and the reason.
 
     Raises:
-        LabError: There is none of that name.
-        LabUnavailableError: It, or none at all, runs here.
+        LabError: No backend has that name.
+        LabUnavailableError: It does not run here, or none at all does.
     """
     reasons: list[str] = []
     for candidate in (name,) if name else PREFERENCE:

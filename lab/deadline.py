@@ -1,6 +1,6 @@
-"""Waiting: one object says until when, whoever waits asks it how long is left.
+"""Waiting: one object holds the deadline, and whatever waits asks it for the remaining time.
 
-A backend that emulates a processor multiplies every deadline with one measured factor; nothing in the laboratory sleeps
+A backend that emulates a processor multiplies every deadline by one measured factor. Nothing in the laboratory sleeps
 for a fixed time in the hope that something has happened by then.
 """
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
-"""Seconds between two looks: short at first, as most conditions hold within a few milliseconds."""
+"""Seconds between two checks: short at first, because most conditions hold within a few milliseconds."""
 
 
 class Deadline:
     """A moment on the monotonic clock.
 
     Args:
-        seconds: How long from now, on a machine that runs natively.
+        seconds: Seconds from now, on a machine that runs natively.
         scale: The backend's factor: 1 natively, more where processors are emulated.
-        clock: Monotonic seconds.
-        sleep: Lets that many seconds pass.
+        clock: Returns monotonic seconds.
+        sleep: Sleeps for that many seconds.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Deadline:
         return self._clock() >= self._end
 
     def poll(self, look: Callable[[], T | None], what: str) -> T:
-        """Look again and again until something true is seen, and return it; one last look after the deadline.
+        """Check repeatedly until the result is true, and return it. The last check follows the deadline.
 
         Args:
-            look: Returns something true when it holds.
-            what: What is waited for, as the end of "waited 5.0 s for …".
+            look: Returns something true when the condition holds.
+            what: The condition, as the end of "waited 5.0 s for …".
 
         Raises:
-            LabTimeoutError: Nothing true was seen in time.
+            LabTimeoutError: The condition did not hold in time.
         """
         pause = FIRST_PAUSE
         while True:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from wgvsock.errors import WgvsockError
 
 
@@ -12,14 +15,26 @@ class LabError(WgvsockError):
 
 
 class LabUnavailableError(LabError):
-    """This machine cannot run the backend that was asked for."""
+    """This machine cannot run the requested backend."""
 
     code = "WGV-E091"
     exit_code = 7
 
 
 class LabTimeoutError(LabError):
-    """Something that had to happen did not happen within its deadline."""
+    """An expected event did not happen within its deadline."""
 
     code = "WGV-E092"
     exit_code = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Why this machine cannot run a backend: something is missing, or exists but may not be used."""
+
+    kind: Literal["missing", "forbidden"]
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what} ({self.fix})"

@@ -5,32 +5,35 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final
+from typing import IO, Any, ClassVar, Final, Self
 
 from lab.deadline import Deadline
 from lab.errors import LabError
 
 _WITH_STARTER: Final = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
-"""PR_SET_PDEATHSIG(2const), kept across exec; takes the starter's process number and the command. A starter that was
-gone before the signal was asked for would never be noticed, so it is compared afterwards."""
+"""Sets PR_SET_PDEATHSIG(2const), which survives exec. Takes the starter's process ID and the command. If the starter
+ended before the signal was set, that would never be noticed, so the ID is compared afterwards.
+"""
 
 
 class LocalProcess:
-    """A command in a session of its own; see `lab.backend.Process`.
+    """A command in its own session. See `lab.backend.Process`.
 
     Args:
         name: For messages.
-        log: Gets its standard output and error, appended.
-        pid: Of a command that runs already.
-        started: When it was started; compared, so that a number that was given to another is not mistaken.
+        log: Receives its standard output and error, appended.
+        pid: ID of a command that is already running.
+        started: Its start time, compared so that a reused process ID is not mistaken for it.
         offset: Where its output begins in the log, in bytes.
     """
 
     dies_with_starter: ClassVar[bool] = False
-    """Whether what is started ends with the process that started it, even if that is killed. Not where a laboratory
-    is to stay up behind its starter."""
+    """Whether a started command ends with the process that started it, even if that is killed. Not for a laboratory
+    that outlives its starter.
+    """
 
     def __init__(self, name: str, log: Path, *, pid: int, started: str, offset: int = 0) -> None:
         self.name = name
@@ -49,15 +52,15 @@ class LocalProcess:
         log: Path,
         stdin: bool = False,
         environment: Mapping[str, str] | None = None,
-    ) -> LocalProcess:
+    ) -> Self:
         """Start a command.
 
         Args:
             name: For messages.
             argv: The command.
-            log: Gets standard output and error, appended.
-            stdin: A pipe, if the command is to be told things.
-            environment: Added to ours.
+            log: Receives standard output and error, appended.
+            stdin: Whether to connect a pipe to its standard input.
+            environment: Added to this process's environment.
         """
         offset = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
@@ -74,36 +77,36 @@ class LocalProcess:
         return process
 
     def describe(self) -> dict[str, Any]:
-        """What `adopt` needs to find it again."""
+        """Return what `adopt` needs to find it again."""
         return {"name": self.name, "log": str(self.log), "pid": self.pid, "started": self._started}
 
     @classmethod
     def adopt(cls, description: Mapping[str, Any]) -> LocalProcess:
-        """A command that another process of ours has started, and left running."""
+        """Return a command that another process of the laboratory started and left running."""
         return cls(
             description["name"], Path(description["log"]), pid=description["pid"], started=description["started"]
         )
 
     @property
     def stdin(self) -> IO[bytes]:
-        """The pipe; only with ``stdin=True``."""
+        """The pipe. Only with ``stdin=True``."""
         if self._child is None or self._child.stdin is None:
             raise LabError(f"{self.name} has no standard input")
         return self._child.stdin
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or None while it runs; 0 for an adopted one that is gone."""
+        """Return its exit code, negative for a signal, or None while it runs. 0 for an adopted one that is gone."""
         if self._child is not None:
             return self._child.poll()
         return None if _start_time(self.pid) == self._started else 0
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the command; nothing when it has ended."""
+        """Send a signal to the command. Does nothing if it has ended."""
         if self.poll() is None:
             os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        """SIGKILL for the command and its process group, and wait until it is gone; idempotent."""
+        """Send SIGKILL to the command and its process group, and wait until it is gone. Idempotent."""
         if self.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
             self.wait(Deadline(10))
@@ -111,21 +114,21 @@ class LocalProcess:
             self._child.stdin.close()
 
     def wait(self, deadline: Deadline) -> int:
-        """Its exit code.
+        """Wait for its end, and return its exit code.
 
         Raises:
-            LabTimeoutError: It still runs.
+            LabTimeoutError: It is still running.
         """
         return deadline.poll(lambda: None if (code := self.poll()) is None else (code,), f"{self.name} to end")[0]
 
     def output(self) -> str:
-        """What it has written since it was started."""
+        """Return its output since it was started."""
         with self.log.open("rb") as stream:
             stream.seek(self._offset)
             return stream.read().decode(errors="replace")
 
     def wait_for_line(self, wanted: str, deadline: Deadline) -> str:
-        """The first line that contains some text.
+        """Wait for the first line that contains some text, and return it.
 
         Raises:
             LabError: The command ended without writing it.
@@ -146,10 +149,32 @@ class LocalProcess:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot; empty when there is no such process any more."""
+    """Return field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot. Empty if the process is gone."""
     try:
         _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:
         return ""
     state, *rest = fields.split()
     return "" if state == "Z" else rest[18]
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of all threads of a process, in seconds.
+
+    The scheduler counts nanoseconds (Documentation/scheduler/sched-stats.rst). Clock ticks would be off by 20 % over
+    two seconds.
+    """
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def processor_shares(pids: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Wait, and return the share of a core that each process has used meanwhile.
+
+    Args:
+        pids: Process IDs by name.
+        seconds: How long.
+    """
+    before = {name: processor_seconds(pid) for name, pid in pids.items()}
+    time.sleep(seconds)
+    return {name: (processor_seconds(pid) - before[name]) / seconds for name, pid in pids.items()}

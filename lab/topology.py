@@ -8,20 +8,21 @@
     └─────────┘           └───────────────────┘     └──────────────────────┘     └──────────────────┘
      10.73.0.0/24  fd73::/64   10.20.0.0/24  fd20::/64    198.51.100.0/24  2001:db8:100::/64
 
-The pod is the Relay's: it has a veth to its node as a CNI would give it. The node routes and does no address
-translation, as between two addresses of one VPC; it also answers on the cloud's metadata addresses, so that a test can
-tell "denied" from "not there". The external machine is the rest of the world. The enclave has no interface but what the
-Relay gives it.
+The pod is the Relay's: it has a veth to its node as from a CNI. The node routes and does no address translation, as
+between two addresses of one VPC. It also answers on the cloud's metadata addresses, so that a test can distinguish
+"denied" from "not there". The external machine is the rest of the Internet. The enclave has no interface except the one
+that the Relay configures. With two enclaves (`TWO_ENCLAVES`) there is one more machine, whose tunnel ends in the same
+pod at wg1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import ip_interface
 from typing import Final
 
-Interface = IPv4Interface | IPv6Interface
+from wgvsock.addresses import IpInterface
 
 
 class Node(StrEnum):
@@ -31,6 +32,8 @@ class Node(StrEnum):
     POD = "pod"
     NODE = "node"
     EXTERNAL = "external"
+    SECOND = "second"
+    """A second enclave, if the plan has one."""
 
 
 class Point(StrEnum):
@@ -49,12 +52,12 @@ PACKET_POINTS: Final = {
     Point.RELAY_ETH0: (Node.POD, "eth0"),
     Point.EXTERNAL_ETH0: (Node.EXTERNAL, "eth0"),
 }
-"""The points that are network interfaces; the vsock point is a byte stream."""
+"""The points that are network interfaces. The vsock point is a byte stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One end of a cable: an interface of a node with its addresses; a fixed MAC, so that Scapy can write frames."""
+    """One end of a cable: an interface of a node with its addresses, and a fixed MAC for Scapy's frames."""
 
     node: Node
     name: str
@@ -62,7 +65,7 @@ class Nic:
     addresses: tuple[str, ...]
 
     @property
-    def interfaces(self) -> tuple[Interface, ...]:
+    def interfaces(self) -> tuple[IpInterface, ...]:
         """The addresses with their prefixes."""
         return tuple(ip_interface(address) for address in self.addresses)
 
@@ -77,7 +80,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A static route of one node; the destination ``default`` stands for both families by the gateway's."""
+    """A static route of one node. The destination ``default`` stands for both families, according to the gateway's."""
 
     node: Node
     destination: str
@@ -86,7 +89,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The server that runs in a node (`lab.servers`)."""
+    """The server that runs in a node (`lab.guest.servers`)."""
 
     node: Node
     echo_port: int
@@ -95,8 +98,43 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """An enclave of the Relay.
+
+    Attributes:
+        node: Its machine.
+        name: Its name at the Relay, if that serves several.
+        interface: Its tunnel's end in the pod.
+        enclave4: Its own IPv4 address, in a /24.
+        enclave6: Its own IPv6 address, in a /64.
+        relay4: The Relay's IPv4 address at the other end.
+        relay6: The Relay's IPv6 address at the other end.
+        application: What runs in it. Each port is published under its own number.
+    """
+
+    node: Node
+    name: str
+    interface: str
+    enclave4: str
+    enclave6: str
+    relay4: str
+    relay6: str
+    application: Service
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """Its end of the tunnel, with prefixes."""
+        return f"{self.enclave4}/24", f"{self.enclave6}/64"
+
+    @property
+    def relay_addresses(self) -> tuple[str, str]:
+        """The Relay's end."""
+        return f"{self.relay4}/24", f"{self.relay6}/64"
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
-    """The whole plan, with the addresses that tests and documents speak of by name."""
+    """The whole plan, with the addresses that tests and documents refer to by name."""
 
     links: tuple[Link, ...]
     routes: tuple[Route, ...]
@@ -114,10 +152,35 @@ class Topology:
     metadata4: str = "169.254.169.254"
     metadata6: str = "fd00:ec2::254"
     zone: str = "lab.test"
-    """Every name below it resolves to the external machine (`lab.servers`); ``.test`` is reserved (RFC 6761)."""
+    """Every name below it resolves to the external machine (`lab.guest.servers`). ``.test`` is reserved (RFC 6761)."""
+    neighbours: tuple[Tenant, ...] = ()
+    """Additional enclaves."""
+
+    @property
+    def tenants(self) -> tuple[Tenant, ...]:
+        """Every enclave."""
+        ends = (self.enclave4, self.enclave6, self.relay4, self.relay6)
+        return (Tenant(self.application.node, "first", "wg0", *ends, self.application), *self.neighbours)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every machine of the plan."""
+        neighbours = [tenant.node for tenant in self.neighbours]
+        return (Node.ENCLAVE, Node.POD, Node.NODE, Node.EXTERNAL, *neighbours)
+
+    def tenant(self, node: Node) -> Tenant:
+        """Return the enclave of a machine.
+
+        Raises:
+            LookupError: It is not an enclave.
+        """
+        for tenant in self.tenants:
+            if tenant.node is node:
+                return tenant
+        raise LookupError(node)
 
     def nic(self, node: Node, name: str) -> Nic:
-        """The interface of that name.
+        """Return the interface of that name.
 
         Raises:
             LookupError: The plan has none.
@@ -129,7 +192,7 @@ class Topology:
         raise LookupError(name)
 
     def service(self, node: Node) -> Service:
-        """The server that the plan puts in a node.
+        """Return the server that the plan puts in a node.
 
         Raises:
             LookupError: There is none.
@@ -138,6 +201,10 @@ class Topology:
             if service.node is node:
                 return service
         raise LookupError(node)
+
+    def resolver_of(self, node: Node) -> str:
+        """Return a node's /etc/resolv.conf, which is empty if it uses no name server."""
+        return f"nameserver {self.external4}\n" if node in {Node.POD, Node.EXTERNAL} else ""
 
 
 TOPOLOGY: Final = Topology(
@@ -168,4 +235,20 @@ TOPOLOGY: Final = Topology(
         Service(Node.EXTERNAL, echo_port=7, http_port=80, dns_port=53),
     ),
     application=Service(Node.ENCLAVE, echo_port=7007, http_port=8080),
+)
+
+TWO_ENCLAVES: Final = replace(
+    TOPOLOGY,
+    neighbours=(
+        Tenant(
+            Node.SECOND,
+            "second",
+            "wg1",
+            "10.74.0.2",
+            "fd74::2",
+            "10.74.0.1",
+            "fd74::1",
+            Service(Node.SECOND, echo_port=7008, http_port=8081),
+        ),
+    ),
 )

@@ -1,6 +1,6 @@
-"""Check that each core module is covered, line and branch, by the test file that bears its name.
+"""Check that the test file of its name covers each core module, line and branch.
 
-Reads the data file of the last `coverage run`; prints one line for each module below the limit and a summary.
+Reads the data file of the last `coverage run`, and prints one line for each module below the limit and a summary.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import coverage
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 95.0
-CORE = ("wireguard", "attestation", "provisioning")
-CORE_MODULES = ("framing.py", "addresses.py", "errors.py", "virtio_net.py", "settings.py")
+CORE = ("wireguard", "attestation", "egress", "provisioning", "settings")
+CORE_MODULES = ("framing.py", "addresses.py", "errors.py", "virtio_net.py", "text.py", "checksum.py", "x25519.py")
 
 
 def core_modules() -> list[Path]:
-    """Every module of the no-I/O core, relative to the checkout; packages' docstring-only ``__init__`` are left out."""
+    """Return every module of the no-I/O core, relative to the checkout, without docstring-only ``__init__`` files."""
     package = ROOT / "wgvsock"
     files = [package / name for name in CORE_MODULES]
     for folder in CORE:
@@ -33,7 +33,7 @@ def own_test_file(module: Path) -> Path:
 
 
 def main() -> int:
-    """Return 0 when every core module reaches the limit."""
+    """Return 0 if every core module reaches the limit."""
     low = []
     modules = core_modules()
     for module in modules:

@@ -1,1 +1,1 @@
-"""The `netns` backend: four network namespaces, veths between them, and a Unix stream where the vsock would be."""
+"""The `netns` backend: four network namespaces, veths between them, and a Unix stream in place of the vsock."""

@@ -1,4 +1,4 @@
-"""The plan of `lab.topology`, made of network namespaces: ``python -m lab.netns.build up|down --prefix NAME``.
+"""The plan of `lab.topology`, built from network namespaces: ``python -m lab.netns.build up|down --prefix NAME``.
 
 It runs on this machine for the `netns` backend, and inside a guest for the backends whose guest holds several nodes.
 """
@@ -8,34 +8,40 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from lab.deadline import Deadline
 from lab.netns import namespaces
 from lab.topology import TOPOLOGY, Node, Topology
 
+ENCLAVES: Final = frozenset({Node.ENCLAVE, Node.SECOND})
+
 
 def namespace(prefix: str, node: Node) -> str:
-    """Name of a node's namespace: ``wgv-7f3a-pod``."""
+    """Return the name of a node's namespace: ``wgv-7f3a-pod``."""
     return f"{prefix}-{node}"
 
 
-def raise_network(topology: Topology, prefix: str, nodes: Collection[Node] = frozenset(Node)) -> None:
-    """Make the namespaces of some nodes, the cables between them, addresses, routes and forwarding.
+def raise_network(topology: Topology, prefix: str, nodes: Collection[Node] | None = None) -> None:
+    """Create the namespaces of some or all nodes, the cables between them, addresses, routes and forwarding.
 
-    The enclave's namespace stays as a booting enclave is: a loopback that is down, and nothing else.
+    An enclave's namespace stays as in a booting enclave: with only a loopback that is down.
 
     Raises:
-        LabError: The kernel refused a step; `remove_network` clears what was made.
+        LabError: The kernel refused a step. `remove_network` removes what was created.
     """
-    for node in Node:
+    nodes = topology.nodes if nodes is None else nodes
+    for node in topology.nodes:
         if node in nodes:
             namespaces.create(namespace(prefix, node))
-            if node is not Node.ENCLAVE:
+            if node not in ENCLAVES:
                 namespaces.raise_loopback(namespace(prefix, node))
     for router in topology.routers:
         if router in nodes:
             namespaces.set_sysctl(namespace(prefix, router), "net.ipv4.ip_forward", "1")
             namespaces.set_sysctl(namespace(prefix, router), "net.ipv6.conf.all.forwarding", "1")
+    if Node.POD in nodes:
+        _allow_pings(namespace(prefix, Node.POD))
     for link in topology.links:
         if {link.left.node, link.right.node} <= set(nodes):
             namespaces.connect(link, lambda nic: namespace(prefix, nic.node))
@@ -44,24 +50,36 @@ def raise_network(topology: Topology, prefix: str, nodes: Collection[Node] = fro
             namespaces.add_route(route, namespace(prefix, route.node))
 
 
-def links_are_up(topology: Topology, prefix: str, nodes: Collection[Node] = frozenset(Node)) -> bool:
-    """Whether every cable carries: until then IPv6 neighbours are not resolved."""
+def _allow_pings(pod: str) -> None:
+    """As container runtimes do for a pod: containerd's enable_unprivileged_icmp, CRI-O's default_sysctls."""
+    try:
+        namespaces.set_sysctl(pod, "net.ipv4.ping_group_range", "0 2147483647")
+    except OSError:  # a user namespace has only the groups that were mapped, and root's is one
+        namespaces.set_sysctl(pod, "net.ipv4.ping_group_range", "0 0")
+
+
+def links_are_up(topology: Topology, prefix: str, nodes: Collection[Node] | None = None) -> bool:
+    """Return whether every cable has a carrier. Before that, IPv6 neighbours are not resolved."""
+    nodes = topology.nodes if nodes is None else nodes
     nics = [nic for link in topology.links for nic in (link.left, link.right) if nic.node in nodes]
     return all(namespaces.is_up(nic.name, namespace(prefix, nic.node)) for nic in nics)
 
 
 def remove_network(prefix: str) -> None:
-    """Take the namespaces away, and with them all that is in them; idempotent."""
+    """Remove the namespaces and everything in them. Idempotent."""
     for node in Node:
         namespaces.remove(namespace(prefix, node))
 
 
 def enter(prefix: str, node: Node, directory: str) -> list[str]:
-    """What to put in front of a command so that it runs in a node, with an /etc and a /run that are the node's own.
+    """Return the prefix that makes a command run in a node, with the node's own /etc and /run.
+
+    It is for the machine, this one or a guest, that holds the namespaces. See `lab.netns.namespaces.own_root` for this
+    one.
 
     Args:
         prefix: Of the laboratory's namespaces.
-        node: Where to run.
+        node: The node to run in.
         directory: Holds the node's ``etc`` and ``run``.
     """
     script = 'mount --bind "$0/etc" /etc && mount --bind "$0/run" /run && exec "$@"'
@@ -69,11 +87,11 @@ def enter(prefix: str, node: Node, directory: str) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of the module."""
+    """Run the module."""
     parser = argparse.ArgumentParser(prog="lab.netns.build")
     parser.add_argument("verb", choices=("up", "down"))
     parser.add_argument("--prefix", required=True)
-    parser.add_argument("--nodes", default=",".join(Node), help="comma-separated; default: all")
+    parser.add_argument("--nodes", default=",".join(TOPOLOGY.nodes), help="comma-separated; default: all")
     arguments = parser.parse_args(argv)
     if arguments.verb == "up":
         nodes = {Node(name) for name in arguments.nodes.split(",")}

@@ -1,7 +1,8 @@
-"""Named network namespaces: the laboratory's one module that enters them and that speaks to pyroute2.
+"""Named network namespaces: the only module of the laboratory that enters them and that uses pyroute2.
 
-A namespace belongs to a thread (setns(2)), so everything that has to happen inside one happens in a thread of its own
-that enters it, does the work and ends; the caller never leaves its namespace. Sockets stay where they were opened.
+A namespace belongs to a thread (setns(2)). Everything that has to happen inside one therefore happens in a separate
+thread that enters it, does the work and ends, so the caller never leaves its namespace. Sockets stay where they were
+opened.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from lab.errors import LabError
+from lab.netns import root
 from lab.topology import Link, Nic, Route
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ T = TypeVar("T")
 NAMESPACES: Final = Path("/run/netns")
 """Where ip-netns(8) and pyroute2 keep them, so that `ip netns exec` works on the laboratory's."""
 
-_CLONE_NEWNET: Final = 0x40000000
+CLONE_NEWNET: Final = 0x40000000
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_STXCSUM: Final = 0x17
 _IFNAMSIZ: Final = 16
@@ -34,7 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create(name: str) -> None:
-    """Make a namespace; its only interface is a loopback that is down.
+    """Create a namespace. Its only interface is a loopback that is down.
 
     Raises:
         LabError: The kernel refused, or the name is taken.
@@ -44,17 +46,17 @@ def create(name: str) -> None:
     try:
         netns.create(name)
     except OSError as error:
-        raise LabError(f"cannot make the network namespace {name}", why=str(error)) from None
+        raise LabError(f"cannot create the network namespace {name}", why=str(error)) from None
     if not exists(name):
         raise LabError(
-            f"cannot make the network namespace {name}", why="CAP_SYS_ADMIN is missing, or /run is read-only"
+            f"cannot create the network namespace {name}", why="CAP_SYS_ADMIN is missing, or /run is read-only"
         )
     # Duplicate address detection (RFC 4862) would keep every IPv6 address tentative for its first second.
     set_sysctl(name, "net.ipv6.conf.default.accept_dad", "0")
 
 
 def remove(name: str) -> None:
-    """Take a namespace's name away, and with it, once no process or socket is in it, the namespace; idempotent."""
+    """Remove a namespace's name, and with it the namespace once no process or socket is in it. Idempotent."""
     from pyroute2 import netns
 
     if exists(name):
@@ -62,12 +64,12 @@ def remove(name: str) -> None:
 
 
 def exists(name: str) -> bool:
-    """Whether the name is taken."""
+    """Return whether the name is taken."""
     return (NAMESPACES / name).exists()
 
 
 def processes_in(name: str) -> list[int]:
-    """Identifiers of the processes whose network namespace it is."""
+    """Return the process IDs that have this network namespace."""
     try:
         wanted = (NAMESPACES / name).stat()
     except FileNotFoundError:
@@ -78,14 +80,14 @@ def processes_in(name: str) -> list[int]:
             try:
                 there = (entry / "ns/net").stat()
             except OSError:
-                continue  # it has ended, or is not ours to look at
+                continue  # it has ended, or may not be inspected
             if (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
                 found.append(int(entry.name))
     return found
 
 
 def inside(name: str, work: Callable[[], T]) -> T:
-    """Do some work in a namespace and return its result, or raise what it raised."""
+    """Do some work in a namespace, and return its result or raise its exception."""
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -93,7 +95,7 @@ def inside(name: str, work: Callable[[], T]) -> T:
         try:
             descriptor = os.open(NAMESPACES / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+                if _libc.setns(descriptor, CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), f"cannot enter the namespace {name}")
             finally:
                 os.close(descriptor)
@@ -109,26 +111,45 @@ def inside(name: str, work: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def enter(name: str) -> list[str]:
+    """Return the prefix that makes a command run in a namespace, with its own mounts."""
+    return [*own_root(), "ip", "netns", "exec", name]
+
+
+def own_root(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[str]:
+    """Return the prefix of a command that changes how ``/`` is mounted: empty outside a chroot.
+
+    Args:
+        mountinfo: The mounts that this process can see, as in proc_pid_mountinfo(5). Without it, no decision is
+            possible.
+    """
+    try:
+        mount_points = {line.split()[4] for line in mountinfo.read_text().splitlines()}
+    except OSError:
+        return []
+    return [] if "/" in mount_points else root.command()
+
+
 def set_sysctl(namespace: str, key: str, value: str) -> None:
-    """Write one ``net.…`` setting of a namespace (``/proc/sys/net`` shows the writer's own)."""
+    """Write one ``net.…`` sysctl of a namespace (``/proc/sys/net`` shows the writer's own)."""
     path = Path("/proc/sys") / key.replace(".", "/")
     inside(namespace, lambda: path.write_text(value))
 
 
 def connect(link: Link, names: Callable[[Nic], str]) -> None:
-    """Lay a cable: a veth pair with its addresses, both ends up.
+    """Create a cable: a veth pair with its addresses, both ends up.
 
     Args:
         link: The two ends.
-        names: Gives the namespace of an end.
+        names: Returns the namespace of an end.
     """
     left, right = names(link.left), names(link.right)
 
     def lay() -> None:
         with open(NAMESPACES / right, "rb") as other, _netlink() as ip:  # noqa: PTH123 (a descriptor is needed)
             peer = {"ifname": link.right.name, "net_ns_fd": other.fileno(), "address": link.right.mac}
-            # Where both ends have the same index the kernel takes its time, up to a second, to notice the carrier
-            # (linkwatch_urgent_event); a peer's index counts up from 2, so these never meet.
+            # If both ends have the same index, the kernel takes up to a second to notice the carrier
+            # (linkwatch_urgent_event). A peer's index counts up from 2, so these never collide.
             index = _FIRST_INDEX + len(ip.get_links())
             ip.link("add", ifname=link.left.name, index=index, kind="veth", address=link.left.mac, peer=peer)
 
@@ -138,7 +159,7 @@ def connect(link: Link, names: Callable[[Nic], str]) -> None:
 
 
 def raise_loopback(namespace: str) -> None:
-    """Bring ``lo`` up, as every machine but a booting enclave has it."""
+    """Bring ``lo`` up, as on every machine except a booting enclave."""
 
     def bring_up() -> None:
         with _netlink() as ip:
@@ -159,7 +180,7 @@ def add_route(route: Route, namespace: str) -> None:
 
 
 def is_up(interface: str, namespace: str) -> bool:
-    """Whether an interface has a carrier and the kernel has taken notice, up to a second after the cable was laid."""
+    """Return whether an interface has a carrier that the kernel has noticed, which can take up to a second."""
 
     def look() -> bool:
         with _netlink() as ip:
@@ -169,7 +190,7 @@ def is_up(interface: str, namespace: str) -> bool:
 
 
 def interfaces(namespace: str) -> dict[str, list[str]]:
-    """Every interface of a namespace with its addresses, for tests and for `leftovers`."""
+    """Return every interface of a namespace with its addresses, for tests and for `leftovers`."""
 
     def look() -> dict[str, list[str]]:
         with _netlink() as ip:
@@ -182,8 +203,47 @@ def interfaces(namespace: str) -> dict[str, list[str]]:
     return inside(namespace, look)
 
 
+def tracked_connections(namespace: str) -> list[str]:
+    """Return a namespace's tracked connections: protocol, both ends as they were opened, TCP's state."""
+
+    def look() -> list[str]:
+        from pyroute2 import NFCTSocket
+
+        found = []
+        with NFCTSocket() as conntrack:
+            for message in conntrack.dump():
+                original = message.get_attr("CTA_TUPLE_ORIG")
+                ends, ports = original.get_attr("CTA_TUPLE_IP"), original.get_attr("CTA_TUPLE_PROTO")
+                addresses = [
+                    ends.get_attr(f"CTA_IP_V4_{end}") or ends.get_attr(f"CTA_IP_V6_{end}") for end in ("SRC", "DST")
+                ]
+                numbers = [ports.get_attr(f"CTA_PROTO_{name}") for name in ("NUM", "SRC_PORT", "DST_PORT")]
+                protocol = message.get_attr("CTA_PROTOINFO")
+                tcp = protocol.get_attr("CTA_PROTOINFO_TCP") if protocol else None
+                state = tcp.get_attr("CTA_PROTOINFO_TCP_STATE") if tcp else "-"
+                found.append(
+                    f"protocol {numbers[0]} {addresses[0]}:{numbers[1]} > {addresses[1]}:{numbers[2]} state {state}"
+                    f" timeout {message.get_attr('CTA_TIMEOUT')} status {message.get_attr('CTA_STATUS'):#x}"
+                )
+        return found
+
+    return inside(namespace, look)
+
+
+def forget_connections(namespace: str) -> None:
+    """Empty connection tracking of a namespace."""
+
+    def flush() -> None:
+        from pyroute2 import NFCTSocket
+
+        with NFCTSocket() as conntrack:
+            conntrack.flush()
+
+    inside(namespace, flush)
+
+
 def _configure(nic: Nic) -> None:
-    # Checksums complete on the wire: a capture can then tell a right one from a wrong one, as behind a real NIC.
+    # Complete checksums on the wire let a capture tell right from wrong ones, as behind a real NIC.
     _complete_checksums(nic.name)
     with _netlink() as ip:
         index = ip.link_lookup(ifname=nic.name)[0]

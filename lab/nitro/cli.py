@@ -1,10 +1,11 @@
-"""``nitro-cli`` for a machine without Nitro: see `lab.nitro`; ``lab/bin/nitro-cli`` starts it.
+"""``nitro-cli`` for a machine without Nitro: see `lab.nitro`. ``lab/bin/nitro-cli`` starts it.
 
 Environment:
 
-* ``NITRO_CLI_SOCKETS_PATH``        the parent's state, as the real tool has it; default /run/nitro_enclaves
-* ``WGVSOCK_LAB_ENCLAVE_MEMORY``    MiB that enclaves can have in all; default 65536
-* ``WGVSOCK_LAB_ENCLAVE_CPUS``      CPUs that enclaves can have in all; default 64
+* ``NITRO_CLI_SOCKETS_PATH``        the parent's state, as for the real tool, by default /run/nitro_enclaves
+* ``WGVSOCK_LAB_ENCLAVE_MEMORY``    MiB for all enclaves, by default 65536
+* ``WGVSOCK_LAB_ENCLAVE_CPUS``      CPUs for all enclaves, by default 64
+* ``WGVSOCK_LAB_ENCLAVE_KIND``      ``guest``, the default, or ``namespace`` (`lab.nitro.local`)
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from lab.eif.build import from_image, overlay
-from lab.eif.format import VERSION, EifError, measure, measurements_json, pack, unpack
+from lab.image import build as images
+from lab.image.eif import VERSION, EifError, measure, measurements_json, pack, unpack
+from lab.image.enclave import from_image, overlay
 from lab.nitro import failures
 from lab.nitro.enclaves import Limits, Parent, Request
 from lab.nitro.failures import NitroFailure
-from lab.qemu import image as images
+from lab.nitro.local import LocalParent
 
 _CONSOLE_POLL: Final = 0.1  # seconds
 _CONFIG_KEYS: Final = ("eif_path", "memory_mib", "cpu_count", "enclave_cid", "enclave_name", "debug_mode")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong arguments end as the real tool's do: with a number of its own."""
+    """Wrong arguments end with a number of their own, as with the real tool."""
 
     def error(self, message: str) -> NoReturn:
         raise NitroFailure(failures.MISSING_ARGUMENT if "required" in message else failures.INVALID_ARGUMENT, message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the tool."""
+    """Parse the command line of the tool."""
     try:
         arguments = _parser().parse_args(argv)
         result = arguments.run(arguments, _parent())
@@ -56,7 +58,8 @@ def _parent() -> Parent:
     limits = Limits(
         int(environment("WGVSOCK_LAB_ENCLAVE_MEMORY", "65536")), int(environment("WGVSOCK_LAB_ENCLAVE_CPUS", "64"))
     )
-    return Parent(Path(environment("NITRO_CLI_SOCKETS_PATH", "/run/nitro_enclaves")), limits)
+    kind = {"guest": Parent, "namespace": LocalParent}[environment("WGVSOCK_LAB_ENCLAVE_KIND", "guest")]
+    return kind(Path(environment("NITRO_CLI_SOCKETS_PATH", "/run/nitro_enclaves")), limits)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,7 +118,7 @@ def _run_enclave(arguments: argparse.Namespace, parent: Parent) -> dict[str, Any
 
 
 def _request(arguments: argparse.Namespace) -> Request:
-    """Arguments, or the file of ``--config``, checked in the real tool's order."""
+    """Return the arguments, or the file of ``--config``, checked in the real tool's order."""
     given = {
         "eif_path": arguments.eif_path,
         "memory_mib": arguments.memory,
@@ -157,7 +160,7 @@ def _terminate_enclave(arguments: argparse.Namespace, parent: Parent) -> Any:
 
 
 def _console(arguments: argparse.Namespace, parent: Parent) -> None:
-    """The console from its beginning, followed until the enclave ends."""
+    """Print the console from its beginning, and follow it until the enclave ends."""
     path, machine = parent.console(enclave_id=arguments.enclave_id, name=arguments.enclave_name)
     sys.stderr.write("Connecting to the console for enclave...\nSuccessfully connected to the console.\n")
     with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""The enclaves of one parent instance: a folder with a folder for each, which outlives every call of the tool."""
+"""The enclaves of one parent instance: a folder with a subfolder for each, which outlives every call of the tool."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from lab.cuse.nsm import SIGNER_PORT
 from lab.deadline import Deadline
-from lab.eif.format import EifError, EnclaveImage, measure, unpack
 from lab.errors import LabError
+from lab.guest.cuse.nsm import SIGNER_PORT
+from lab.image.build import Image, build_base
+from lab.image.eif import EifError, EnclaveImage, measure, unpack
+from lab.image.packages import cache_directory, read_lock, unpack_group
 from lab.nitro import failures
 from lab.nitro.failures import NitroFailure
 from lab.nsm.client import NsmControl
+from lab.nsm.wire import control_path
 from lab.process import LocalProcess
-from lab.qemu.image import Image, build_base
 from lab.qemu.kvm import choose
 from lab.qemu.machine import Machine, MachineSpec, Tools, VsockDevice
-from lab.qemu.packages import cache_directory, read_lock, unpack_group
 from wgvsock.addresses import Port
 
 FIRST_CID: Final = 16
 LAST_CID: Final = 0xFFFFFFFE
 MEMORY_FACTOR: Final = 4
-"""The tool wants four times the image's size: the kernel unpacks the ramdisks beside themselves."""
+"""The tool requires four times the image's size, because the kernel unpacks the ramdisks next to themselves."""
 
 BOOT_DEADLINE: Final = 90.0
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,150}")
@@ -40,7 +41,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,150}")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``run-enclave`` was asked for; memory in MiB."""
+    """The arguments of ``run-enclave``. Memory is in MiB."""
 
     image: Path
     memory_mib: int
@@ -52,27 +53,62 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the parent has set aside for enclaves, as the allocator's configuration does."""
+    """The resources that the parent reserves for enclaves, as in the allocator's configuration."""
 
     memory_mib: int
     cpu_count: int
+
+
+class Computer(Protocol):
+    """What runs an enclave: a guest, or a substitute."""
+
+    directory: Path
+
+    @property
+    def pid(self) -> int:
+        """ID of its process."""
+        ...
+
+    def exit_code(self) -> int | None:
+        """Return None while it runs, otherwise the exit code."""
+        ...
+
+    def kill(self) -> None:
+        """End it. Idempotent."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is needed to find it again."""
+        ...
+
+
+class Wire(Protocol):
+    """What carries its vsock."""
+
+    def stop(self) -> None:
+        """End it. Idempotent."""
+        ...
+
+    def describe(self) -> Any:
+        """Return what is needed to find it again."""
+        ...
 
 
 class Parent:
     """One parent instance.
 
     Args:
-        folder: Its state; the enclave called NAME is reached at ``hybrid:FOLDER/NAME/u:PORT``.
-        limits: What enclaves can have.
+        folder: Its state. The enclave called NAME is reached at ``hybrid:FOLDER/NAME/u:PORT``.
+        limits: Resources for enclaves.
     """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
         self._limits = limits
-        self._signer: LocalProcess | None = None  # as long as this object lives, if it has started it
+        self._signer: LocalProcess | None = None  # as long as this object lives, if it started the signer
 
     def run(self, request: Request) -> dict[str, Any]:
-        """Launch an enclave; what the tool prints of it.
+        """Launch an enclave, and return what the tool prints about it.
 
         Raises:
             NitroFailure: As the real tool fails.
@@ -84,6 +120,8 @@ class Parent:
             slot = secrets.randbits(52)
             enclave = f"{self._instance()}-enc{slot:x}"
             folder = self._folder / name
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             machine, device = self._machine(folder, image, cid, request)
             state = {
                 "EnclaveName": name,
@@ -106,7 +144,7 @@ class Parent:
         return _public(state, with_state=False)
 
     def describe(self) -> list[dict[str, Any]]:
-        """Every enclave that runs; what is left of one that ended by itself is removed."""
+        """Return every running enclave, and remove the remains of enclaves that ended on their own."""
         found = []
         for state, machine, device in self._enclaves():
             if machine.exit_code() is None:
@@ -119,7 +157,7 @@ class Parent:
         """End one enclave, or all.
 
         Raises:
-            NitroFailure: There is none of that identity or name.
+            NitroFailure: No enclave has that ID or name.
         """
         ended = []
         for state, machine, device in self._enclaves():
@@ -130,8 +168,8 @@ class Parent:
             raise NitroFailure(failures.SOCKET, f"No enclave is called {enclave_id or name}.")
         return ended
 
-    def console(self, *, enclave_id: str | None = None, name: str | None = None) -> tuple[Path, Machine]:
-        """The file with an enclave's console, and the machine that writes it.
+    def console(self, *, enclave_id: str | None = None, name: str | None = None) -> tuple[Path, Computer]:
+        """Return the file with an enclave's console, and the machine that writes it.
 
         Raises:
             NitroFailure: There is no such enclave, or it is not in debug mode.
@@ -179,7 +217,7 @@ class Parent:
             )
 
     def _name(self, request: Request) -> str:
-        """The name, or the image's; a taken one gets a number."""
+        """Return the requested name, or the image's. A number is added if it is taken."""
         name = request.name or request.image.stem
         if not _NAME.fullmatch(name):
             raise NitroFailure(failures.NAMING, f"The name {name!r} is not valid.")
@@ -200,10 +238,8 @@ class Parent:
         path.write_text(str(cid))
         return cid
 
-    def _machine(self, folder: Path, image: EnclaveImage, cid: int, request: Request) -> tuple[Machine, VsockDevice]:
-        """Kernel and ramdisks as files, and the machine that is to boot them."""
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    def _machine(self, folder: Path, image: EnclaveImage, cid: int, request: Request) -> tuple[Computer, Wire]:
+        """Write kernel and ramdisks as files, and return the machine that boots them."""
         kernel = folder / "kernel"
         kernel.write_bytes(image.kernel)
         ramdisks = []
@@ -224,35 +260,46 @@ class Parent:
         return Machine(spec, tools, folder), device
 
     def _boot(
-        self, machine: Machine, device: VsockDevice, enclave: str, slot: int, image: EnclaveImage, *, debug: bool
+        self, machine: Computer, device: Wire, enclave: str, slot: int, image: EnclaveImage, *, debug: bool
     ) -> None:
         """Give the enclave its identity and measurements at the signer, and start it."""
-        measurements = {number: bytes(48) if debug else value for number, value in measure(image).items()}
-        module = machine.directory / "nsm.sock"
-        self.start_signer()
-        control = NsmControl(str(self._signer_folder / "control.sock"))
-        control.create(enclave, str(module), module_id=f"{self._instance()}-enc{slot:016x}", measurements=measurements)
+        module = self._register(machine.directory, enclave, slot, image, debug=debug)
+        if not isinstance(machine, Machine) or not isinstance(device, VsockDevice):
+            raise LabError("this parent boots guests alone")
         device.start(Deadline(10))
         device.serve(Port(SIGNER_PORT), module)
         machine.start()
         machine.wait_ready(Deadline(BOOT_DEADLINE))
         machine.hang_up()
 
+    def _register(self, folder: Path, enclave: str, slot: int, image: EnclaveImage, *, debug: bool) -> Path:
+        """Register it at the signer, and return the address of its security module."""
+        measurements = {number: bytes(48) if debug else value for number, value in measure(image).items()}
+        module = folder / "nsm.sock"
+        self.start_signer()
+        module_id = f"{self._instance()}-enc{slot:016x}"
+        self.signer_control().create(enclave, str(module), module_id=module_id, measurements=measurements)
+        return module
+
     def start_signer(self) -> str:
-        """The signer of this parent's enclaves runs, after this; returns its root's SHA-256, hex."""
+        """Make sure that the signer of this parent's enclaves runs, and return its root's SHA-256, hex."""
         folder = self._signer_folder
         record, fingerprint = folder / "process.json", folder / "root-sha256"
         if record.exists() and LocalProcess.adopt(json.loads(record.read_text())).poll() is None:
             return fingerprint.read_text()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        argv = ["--control", str(folder / "control.sock"), "--state-dir", str(folder)]
+        argv = ["--control", control_path(folder), "--state-dir", str(folder)]
         process = LocalProcess.start("signer", [sys.executable, "-m", "lab.nsm.server", *argv], log=folder / "log")
         announced = json.loads(process.wait_for_line("root_sha256", Deadline(30)))
         self._signer = process
         fingerprint.write_text(announced["root_sha256"])
         record.write_text(json.dumps(process.describe()))
         return str(announced["root_sha256"])
+
+    def signer_control(self) -> NsmControl:
+        """Return the settings of the signer, which has to be running."""
+        return NsmControl(control_path(self._signer_folder))
 
     @property
     def _signer_folder(self) -> Path:
@@ -266,26 +313,30 @@ class Parent:
             (self._signer or LocalProcess.adopt(json.loads(record.read_text()))).kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _enclaves(self) -> list[tuple[dict[str, Any], Machine, VsockDevice]]:
+    def _enclaves(self) -> list[tuple[dict[str, Any], Computer, Wire]]:
         found = []
         for path in sorted(self._folder.glob("*/state.json")):
             state = json.loads(path.read_text())
-            tools = _tools()
-            machine = Machine(MachineSpec(path.parent.name, Image(path.parent / "kernel", ())), tools, path.parent)
-            machine.adopt(state["machine"])
-            device = VsockDevice(tools, state["EnclaveCID"], path.parent)
-            device.adopt(state["device"])
-            found.append((state, machine, device))
+            found.append((state, *self._find(state, path.parent)))
         return found
 
+    def _find(self, state: dict[str, Any], folder: Path) -> tuple[Computer, Wire]:
+        """Take over an enclave that another call has launched."""
+        tools = _tools()
+        machine = Machine(MachineSpec(folder.name, Image(folder / "kernel", ())), tools, folder)
+        machine.adopt(state["machine"])
+        device = VsockDevice(tools, state["EnclaveCID"], folder)
+        device.adopt(state["device"])
+        return machine, device
+
     @staticmethod
-    def _remove(_state: dict[str, Any], machine: Machine, device: VsockDevice) -> None:
+    def _remove(_state: dict[str, Any], machine: Computer, device: Wire) -> None:
         machine.kill()
         device.stop()
         shutil.rmtree(machine.directory, ignore_errors=True)
 
     def _instance(self) -> str:
-        """The parent's instance identifier, made up once."""
+        """The parent's instance ID, invented once."""
         path = self._folder / "instance-id"
         if not path.exists():
             path.write_text(f"i-{secrets.token_hex(8)}0")
@@ -293,10 +344,10 @@ class Parent:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """One launch at a time: a second one at the same moment fails, as the real tool's does.
+        """Allow one launch at a time: a second one at the same moment fails, as with the real tool.
 
         Raises:
-            NitroFailure: Another launch is under way.
+            NitroFailure: Another launch is in progress.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._folder / "launching", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -315,12 +366,12 @@ def _tools() -> Tools:
 
 
 def _accelerator(tools: Tools) -> str:
-    """By the pinned kernel, which nearly every image has: a trial for each image would cost more than it tells."""
+    """Decided by the pinned kernel, which nearly every image has: a trial per image would cost more than it tells."""
     return choose(tools, build_base(cache_directory()).kernel).name
 
 
 def _public(state: dict[str, Any], *, with_state: bool = True) -> dict[str, Any]:
-    """What the tool prints, in its order; a launch's answer has neither state nor flags."""
+    """Return what the tool prints, in its order. The answer to a launch has neither state nor flags."""
     names = ["EnclaveName", "EnclaveID", "ProcessID", "EnclaveCID", "NumberOfCPUs", "CPUIDs", "MemoryMiB"]
     names += ["State", "Flags"] if with_state else []
     return {name: state[name] for name in names}

@@ -44,9 +44,9 @@ class NitroFailure(LabError):  # noqa: N818 (the tool's own word: NitroCliFailur
 
     Args:
         number: One of the constants of this module.
-        detail: What follows the title.
-        in_enclave_process: It happened in the process that holds the enclave: the tool then reports that the
-            connection to it was lost (E39), and ends with that number.
+        detail: Text after the title.
+        in_enclave_process: It happened in the process that holds the enclave. The tool then reports that the connection
+            to it was lost (E39), and ends with that number.
     """
 
     def __init__(self, number: int, detail: str, *, in_enclave_process: bool = False) -> None:
@@ -56,7 +56,7 @@ class NitroFailure(LabError):  # noqa: N818 (the tool's own word: NitroCliFailur
 
     @property
     def exit_status(self) -> int:
-        """What the tool ends with."""
+        """The tool's exit code."""
         return self.numbers[-1]
 
     def report(self) -> str:

@@ -1,4 +1,4 @@
-"""A stand-in for the Nitro Security Module: AWS-shaped certificates, PCRs and documents, and a knob for every fault.
+"""A stand-in for the Nitro Security Module: certificates in AWS's format, PCRs, documents, and settings for faults.
 
-Every certificate says ``O=wgvsock-lab, OU=NOT-AWS``; every root is made anew and its key never leaves the process.
+Every certificate says ``O=wgvsock-lab, OU=NOT-AWS``. Every root is generated, and its key never leaves the process.
 """

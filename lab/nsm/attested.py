@@ -1,4 +1,4 @@
-"""An `AttestedEnclave` for tests of what comes after attestation: a lab document through the real verifier.
+"""An `AttestedEnclave` for tests of what follows attestation: a lab document through the real verifier.
 
 There is no other way to get one, in tests as in production.
 """
@@ -23,7 +23,7 @@ def attested_enclave(wireguard_public_key: bytes, enclave: LabEnclave | None = N
 
     Args:
         wireguard_public_key: 32 bytes.
-        enclave: Which one; one with made-up identity and measurements unless given.
+        enclave: The enclave, by default one with an invented identity and measurements.
     """
     enclave = enclave or LabEnclave()
     authority = LabAuthority(utc_now)

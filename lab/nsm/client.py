@@ -1,4 +1,4 @@
-"""The two ends that the laboratory holds: an enclave's module over a Unix socket, and the knobs beside it."""
+"""The laboratory's two ends: an enclave's module over a Unix socket, and the control socket with its settings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lab.nsm.wire import receive_message, send_message
 from wgvsock.devices.nsm import NsmError
 
 _TIMEOUT: Final = 120.0
-"""Seconds; the real driver's own."""
+"""Seconds, as in the real driver."""
 
 
 def connect_unix(path: str) -> socket.socket:
     """Connect to a Unix stream socket.
 
     Raises:
-        OSError: Nobody listens there.
+        OSError: Nothing listens there.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -37,17 +37,17 @@ def connect_unix(path: str) -> socket.socket:
 
 
 class UnixSecureModule:
-    """An enclave's module in the signer process; implements `wgvsock.devices.base.SecureModule`.
+    """An enclave's module in the signer process. Implements `wgvsock.devices.base.SecureModule`.
 
-    One connection is one boot: PCR16 and above are fresh and unlocked on each, and it is never made again behind the
-    caller's back.
+    One connection is one boot: PCR16 and above are fresh and unlocked on each, and the connection is never silently
+    reopened.
 
     Args:
-        path: The socket that the server gave to this enclave.
+        path: The socket that the server assigned to this enclave.
         connect: Makes the connection.
 
     Raises:
-        NsmError: Nobody listens there.
+        NsmError: Nothing listens there.
     """
 
     def __init__(self, path: str, *, connect: Callable[[str], socket.socket] = connect_unix) -> None:
@@ -75,13 +75,13 @@ class UnixSecureModule:
         return response
 
     def close(self) -> None:
-        """End this boot; idempotent."""
+        """End this boot. Idempotent."""
         self._connection.close()
 
 
 @dataclass(frozen=True, slots=True)
 class EnclaveDescription:
-    """What the relay's operator would know of an enclave: identity, measurements, and the root to pin."""
+    """What the relay's operator would know about an enclave: identity, measurements, and the root to pin."""
 
     root_sha256: bytes
     socket: str
@@ -90,7 +90,7 @@ class EnclaveDescription:
 
 
 class NsmControl:
-    """The knobs of a running server; every verb is one short connection.
+    """The settings of a running server. Each operation is one short connection.
 
     Args:
         path: The server's control socket.
@@ -102,7 +102,7 @@ class NsmControl:
         self._connect = connect
 
     def describe(self, enclave: str = "enclave") -> EnclaveDescription:
-        """Identity and measurements of one enclave.
+        """Return identity and measurements of one enclave.
 
         Raises:
             LabError: The server is gone, or does not know it.
@@ -110,16 +110,16 @@ class NsmControl:
         return EnclaveDescription(**self._ask({"op": "describe", "enclave": enclave}))
 
     def set_faults(self, enclave: str = "enclave", **knobs: Any) -> None:
-        """Turn exactly these knobs of `lab.nsm.faults.Faults`, from the next request on; all others go back.
+        """Set exactly these fields of `lab.nsm.faults.Faults`, from the next request on, and reset all others.
 
         Raises:
-            LabError: The server is gone, does not know the enclave, or a knob does not exist.
+            LabError: The server is gone, does not know the enclave, or a setting does not exist.
         """
         faults = dataclasses.asdict(Faults(**knobs))
         self._ask({"op": "set-faults", "enclave": enclave, "faults": faults})
 
     def reset(self, enclave: str = "enclave") -> None:
-        """Turn every knob back.
+        """Reset every setting.
 
         Raises:
             LabError: The server is gone, or does not know the enclave.
@@ -142,7 +142,7 @@ class NsmControl:
         module_id: str | None = None,
         measurements: Mapping[int, bytes] | None = None,
     ) -> EnclaveDescription:
-        """Add an enclave with a socket of its own; identity and measurements are made up unless given.
+        """Add an enclave with its own socket. Identity and measurements are invented unless given.
 
         Raises:
             LabError: The server is gone, or the name or the socket is taken.

@@ -1,4 +1,4 @@
-"""Certificates that no library wants to build: the signed part of one, edited and signed again."""
+"""Certificates that no library will build: the signed part of one, edited and signed again."""
 
 from __future__ import annotations
 
@@ -20,26 +20,43 @@ def resigned(certificate: bytes, key: ec.EllipticCurvePrivateKey, edit: Callable
     Args:
         certificate: DER.
         key: The issuer's.
-        edit: From the encoded fields of TBSCertificate to those to put in their place.
+        edit: Takes the encoded fields of TBSCertificate, and returns their replacements.
     """
-    signed_part, algorithm, _signature = elements(elements(certificate)[0], nested=True)
-    edited = encode(SEQUENCE, b"".join(edit(elements(signed_part, nested=True))))
+    signed_part, _algorithm, _signature = elements(elements(certificate)[0], nested=True)
+    fields = edit(elements(signed_part, nested=True))
+    edited = encode(SEQUENCE, b"".join(fields))
+    # The outer algorithm has to equal the inner one (RFC 5280, section 4.1.1.2), after an explicit version here.
+    algorithm = fields[2 if fields[0][0] == VERSION else 1]
     signature = key.sign(edited, ec.ECDSA(hashes.SHA384()))
     return encode(SEQUENCE, edited + algorithm + encode(BIT_STRING, b"\x00" + signature))
 
 
 def as_version_1(fields: list[bytes]) -> list[bytes]:
-    """An X.509 version 1 certificate names no version and has no extensions."""
+    """Return the fields of an X.509 version 1 certificate, which names no version and has no extensions."""
     return [field for field in fields if field[0] not in {VERSION, EXTENSIONS}]
 
 
 def with_negative_serial(fields: list[bytes]) -> list[bytes]:
-    """Serial number -1, behind the version."""
+    """Set the serial number, after the version, to -1."""
     return [fields[0], b"\x02\x01\xff", *fields[2:]]
 
 
+def with_serial_zero(fields: list[bytes]) -> list[bytes]:
+    """Set the serial number, after the version, to 0."""
+    return [fields[0], b"\x02\x01\x00", *fields[2:]]
+
+
+def with_null_parameters(fields: list[bytes]) -> list[bytes]:
+    """Set the parameters of the signature's algorithm, after the serial number, to NULL."""
+    return [*fields[:2], _with_null(fields[2]), *fields[3:]]
+
+
+def _with_null(algorithm: bytes) -> bytes:
+    return encode(SEQUENCE, elements(algorithm, nested=True)[0] + b"\x05\x00")
+
+
 def elements(data: bytes, *, nested: bool = False) -> list[bytes]:
-    """The encoded elements that stand one behind the other in `data`, or in the one element that `data` is."""
+    """Return the consecutive encoded elements in `data`, or in the single element that `data` is."""
     position, end = (_content(data, 0)) if nested else (0, len(data))
     found = []
     while position < end:
@@ -50,7 +67,7 @@ def elements(data: bytes, *, nested: bool = False) -> list[bytes]:
 
 
 def encode(tag: int, content: bytes) -> bytes:
-    """One element with a definite length."""
+    """Return one element with a definite length."""
     size = len(content)
     if size < 0x80:
         return bytes((tag, size)) + content
@@ -59,7 +76,7 @@ def encode(tag: int, content: bytes) -> bytes:
 
 
 def _content(data: bytes, position: int) -> tuple[int, int]:
-    """Where the content of the element at `position` begins and ends."""
+    """Return where the content of the element at `position` begins and ends."""
     first = data[position + 1]
     if first < 0x80:
         return position + 2, position + 2 + first

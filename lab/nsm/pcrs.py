@@ -1,4 +1,4 @@
-"""The module's PCR bank: 32 SHA-384 registers that only ever extend, and stop at their lock."""
+"""The module's PCR bank: 32 SHA-384 registers that can only be extended, until they are locked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 MAX_PCRS: Final = 32
 PCR_SIZE: Final = 48
 BOOT_PCRS: Final = 16
-"""PCR0 to PCR15 are measured and locked before the enclave starts; the others are its own."""
+"""PCR0 to PCR15 are measured and locked before the enclave starts. The others are for the enclave."""
 
 
 class NsmRefusalError(Exception):
@@ -35,7 +35,7 @@ class PcrBank:
     """The registers of one boot.
 
     Args:
-        measurements: What the boot measured, 48 bytes each, by index below 16; the others are zero.
+        measurements: The boot's measurements, 48 bytes each, by index below 16. The others are zero.
     """
 
     def __init__(self, measurements: Mapping[int, bytes]) -> None:
@@ -43,12 +43,12 @@ class PcrBank:
         self.lock_range(BOOT_PCRS)
 
     def describe(self, index: int) -> tuple[bool, bytes]:
-        """Lock and value."""
+        """Return lock and value."""
         register = self._at(index)
         return register.locked, register.value
 
     def extend(self, index: int, data: bytes) -> bytes:
-        """New value: SHA384(old || data)."""
+        """Extend a register, and return its new value: SHA384(old || data)."""
         register = self._unlocked(index)
         register.value = hashlib.sha384(register.value + data).digest()
         return register.value
@@ -58,14 +58,14 @@ class PcrBank:
         self._unlocked(index).locked = True
 
     def lock_range(self, count: int) -> None:
-        """Lock every register below `count`; those that are locked already stay so."""
+        """Lock every register below `count`. Locked ones stay locked."""
         if not 0 <= count <= MAX_PCRS:
             raise NsmRefusalError("InvalidIndex")
         for register in self._registers[:count]:
             register.locked = True
 
     def locked(self) -> dict[int, bytes]:
-        """What a document shows."""
+        """Return the registers that a document contains."""
         return {index: register.value for index, register in enumerate(self._registers) if register.locked}
 
     def _at(self, index: int) -> _Register:
@@ -81,7 +81,7 @@ class PcrBank:
 
 
 def lab_measurements(image: str, instance_id: str, role_arn: str | None = None) -> dict[int, bytes]:
-    """Boot measurements of a made-up image; PCR3 and PCR4 as a real boot computes them."""
+    """Return the boot measurements of an invented image, with PCR3 and PCR4 computed as in a real boot."""
     measurements = {index: hashlib.sha384(f"{image} PCR{index}".encode()).digest() for index in (0, 1, 2)}
     measurements[4] = hashlib.sha384(bytes(PCR_SIZE) + instance_id.encode()).digest()
     if role_arn is not None:

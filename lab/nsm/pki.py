@@ -1,7 +1,7 @@
-"""A certificate authority of AWS's shape: root, regional, zonal, instance, leaf; P-384 throughout, made anew each time.
+"""A certificate authority like AWS's: root, regional, zonal, instance, leaf, all on P-384 and generated each time.
 
-The periods, key usages, path lengths and missing extensions are those of real documents, so that the verifier meets
-here what it meets there. A `CertificateDefect` is one thing that is wrong, at a level of choice.
+The periods, key usages, path lengths and missing extensions are those of real documents, so that the verifier is tested
+with the same inputs. A `CertificateDefect` is a single error, at a chosen level.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from lab.nsm.der import as_version_1, resigned, with_negative_serial
+from lab.nsm.der import as_version_1, resigned, with_negative_serial, with_null_parameters, with_serial_zero
 
 REGION: Final = "lab-nowhere-1"
 _ROOT_NAME: Final = "aws.nitro-enclaves"
 
 _UNKNOWN_EXTENSION: Final = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
 _X400_NAME: Final = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3004a3020500"))
-"""A kind of alternative name that cryptography does not read, and raises an exception of its own for."""
+"""A kind of alternative name that cryptography does not parse, and for which it raises a special exception."""
 
 _RENEW_BEFORE_EXPIRY: Final = timedelta(hours=1)
 
 
 class Level(StrEnum):
-    """Where a certificate stands in the chain."""
+    """The position of a certificate in the chain."""
 
     ROOT = "root"
     REGIONAL = "regional"
@@ -42,12 +42,14 @@ class Level(StrEnum):
 
 
 class CertificateDefect(StrEnum):
-    """The one thing that is wrong with a certificate."""
+    """The single error of a certificate."""
 
     EXPIRED = "expired"
     NOT_YET_VALID = "not-yet-valid"
     MALFORMED = "malformed"
     NEGATIVE_SERIAL = "negative-serial"
+    SERIAL_ZERO = "serial-zero"
+    NULL_PARAMETERS = "null-parameters"
     UNSUPPORTED_NAME = "unsupported-name"
     VERSION_1 = "version-1"
     SHA256 = "sha256"
@@ -70,7 +72,7 @@ class CertificateDefect(StrEnum):
 class _Profile:
     """What AWS puts into the certificates of one level."""
 
-    age: timedelta  # at issue: how long ago it became valid
+    age: timedelta  # at issue: how long it has been valid
     lifetime: timedelta
     path_length: int | None
 
@@ -86,7 +88,7 @@ _PROFILES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate with its key; `der` is what a document carries, damaged where a defect asks for it."""
+    """A certificate with its key. `der` is what a document carries, damaged if a defect requires it."""
 
     certificate: x509.Certificate
     der: bytes
@@ -96,22 +98,22 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What a document carries, root first, and the leaf whose key signs it."""
+    """The certificates of a document, root first, and the leaf whose key signs it."""
 
     authorities: tuple[Issued, ...]
     leaf: Issued
 
     @property
     def cabundle(self) -> list[bytes]:
-        """DER certificates from the root down to the one that issued the leaf."""
+        """DER certificates from the root down to the issuer of the leaf."""
         return [authority.der for authority in self.authorities]
 
 
 class LabAuthority:
-    """A root with the authorities below it, which are renewed when the clock says so.
+    """A root with the authorities below it, which are renewed as time passes.
 
     Args:
-        clock: Wall clock, aware.
+        clock: Returns aware wall-clock time.
     """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
@@ -125,12 +127,12 @@ class LabAuthority:
         return hashlib.sha256(self._root.der).digest()
 
     def chain(self, module_id: str, defects: Mapping[Level, CertificateDefect] | None = None) -> Chain:
-        """The chain down to the leaf of one enclave; the same leaf for two hours, as AWS reuses it.
+        """Return the chain down to the leaf of one enclave. The leaf stays the same for two hours, as AWS reuses it.
 
         Args:
-            module_id: Whose leaf.
-            defects: What is wrong with it. Such a chain is made anew and not kept; a defective root has a fingerprint
-                of its own.
+            module_id: The enclave.
+            defects: The errors in the chain. Such a chain is generated and not kept. A defective root has its own
+                fingerprint.
         """
         wrong = defects or {}
         names = {
@@ -149,7 +151,7 @@ class LabAuthority:
         return Chain(authorities=tuple(issued[:-1]), leaf=issued[-1])
 
     def _current(self, level: Level, name: str, issuer: Issued) -> Issued:
-        """The certificate in use, or a new one when it ends within the hour or its issuer was renewed."""
+        """Return the certificate in use, or a new one if it ends within the hour or its issuer was renewed."""
         known = self._in_use.get(name)
         renew_at = self._clock() + _RENEW_BEFORE_EXPIRY
         if known is None or known.issuer is not issuer or known.certificate.not_valid_after_utc < renew_at:
@@ -210,7 +212,7 @@ def _certified_key(key: ec.EllipticCurvePrivateKey, defect: CertificateDefect | 
 def _extensions(
     level: Level, key: ec.EllipticCurvePrivateKey, issuer: Issued | None, defect: CertificateDefect | None
 ) -> Iterator[tuple[x509.ExtensionType, bool]]:
-    """The extensions of one level with their criticality."""
+    """Yield the extensions of one level with their criticality."""
     profile, authority = _PROFILES[level], level is not Level.LEAF
     if defect is not CertificateDefect.NO_BASIC_CONSTRAINTS:
         ca = authority != (defect is CertificateDefect.CA_FLIPPED)
@@ -238,7 +240,7 @@ def _extensions(
 
 
 def _crl_of(level: Level) -> x509.DistributionPoint:
-    # Nobody fetches it: the name does not resolve (RFC 6761, section 6.4).
+    # Never fetched: the name does not resolve (RFC 6761, section 6.4).
     url = x509.UniformResourceIdentifier(f"http://crl-{REGION}.wgvsock-lab.invalid/crl/{level}.crl")
     return x509.DistributionPoint(full_name=[url], relative_name=None, reasons=None, crl_issuer=None)
 
@@ -267,5 +269,9 @@ def _damaged(der: bytes, signer: ec.EllipticCurvePrivateKey, defect: Certificate
             return resigned(der, signer, as_version_1)
         case CertificateDefect.NEGATIVE_SERIAL:
             return resigned(der, signer, with_negative_serial)
+        case CertificateDefect.SERIAL_ZERO:
+            return resigned(der, signer, with_serial_zero)
+        case CertificateDefect.NULL_PARAMETERS:
+            return resigned(der, signer, with_null_parameters)
         case _:
             return der

@@ -1,7 +1,7 @@
 """The signer process: ``python -m lab.nsm.server --state-dir DIR`` serves fake modules over Unix sockets.
 
-Each enclave has a socket of its own, so that none can take another's identity; each connection to it is one boot. A
-control socket turns the knobs. All keys are in memory and end with the process.
+Each enclave has its own socket, so that none can take another's identity. Each connection to it is one boot. A control
+socket changes the settings. All keys are in memory and end with the process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import cbor2
 from lab.nsm.faults import Faults
 from lab.nsm.pki import LabAuthority
 from lab.nsm.signer import FakeNsm, LabEnclave, utc_now
-from lab.nsm.wire import receive_message, send_message
-from wgvsock.attestation.policy import parse_measurements
+from lab.nsm.wire import control_path, receive_message, send_message
+from wgvsock.attestation.measurements import read_measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class _Served:
 
 
 class NsmServer:
-    """The enclaves, and who may answer for them.
+    """The enclaves and their modules.
 
     Args:
-        listen: Starts to serve connections to a path with a function; called for each enclave.
-        clock: Wall clock, aware.
+        listen: Starts to serve connections to a path with a function. Called for each enclave.
+        clock: Returns aware wall-clock time.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class NsmServer:
         self._served: dict[str, _Served] = {}
 
     def create(self, name: str, socket_path: str, enclave: LabEnclave) -> dict[str, Any]:
-        """Add an enclave; returns its description.
+        """Add an enclave, and return its description.
 
         Raises:
             ValueError: There is one of that name.
-            OSError: The socket cannot be made.
+            OSError: The socket cannot be created.
         """
         if name in self._served:
             raise ValueError(f"there is an enclave {name!r} already")
@@ -66,7 +66,7 @@ class NsmServer:
         return self.describe(name)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Identity, measurements, root.
+        """Return identity, measurements and root.
 
         Raises:
             KeyError: There is no such enclave.
@@ -80,13 +80,13 @@ class NsmServer:
         }
 
     def serve_boot(self, connection: socket.socket, enclave: LabEnclave) -> None:
-        """Be the module of one boot until the enclave hangs up."""
+        """Act as the module for one boot, until the enclave closes the connection."""
         module = FakeNsm(self._authority, enclave, clock=self._clock)
         while (request := receive_message(connection)) is not None:
             send_message(connection, module.request(request))
 
     def serve_control(self, connection: socket.socket) -> None:
-        """Obey the knobs until the operator hangs up; a mistake is answered, never fatal."""
+        """Carry out requests until the operator closes the connection. A mistake gets an answer and is never fatal."""
         while (message := receive_message(connection)) is not None:
             try:
                 reply = self._obey(cbor2.loads(message))
@@ -115,12 +115,12 @@ def listen_unix(path: str, serve: Callable[[socket.socket], None]) -> None:
     """Serve each connection to a Unix stream socket in a daemon thread.
 
     Raises:
-        OSError: The socket cannot be made.
+        OSError: The socket cannot be created.
     """
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with suppress(OSError):  # a peer that breaks off is gone, and so is its boot
+            with suppress(OSError):  # when a peer disconnects, its boot ends
                 serve(self.request)
 
     class Server(socketserver.ThreadingUnixStreamServer):
@@ -133,9 +133,9 @@ def listen_unix(path: str, serve: Callable[[socket.socket], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; one line of JSON on stdout says when and where."""
+    """Serve until SIGTERM or SIGINT. One line of JSON on stdout says when and where."""
     parser = argparse.ArgumentParser(prog="python -m lab.nsm.server", description="fake NSM signer (never AWS's)")
-    parser.add_argument("--state-dir", type=Path, required=True, help="where sockets go that are not named")
+    parser.add_argument("--state-dir", type=Path, required=True, help="folder of sockets without a path")
     parser.add_argument("--socket", help="first enclave's module (default: STATE_DIR/nsm.sock)")
     parser.add_argument("--control", help="control socket (default: STATE_DIR/control.sock)")
     parser.add_argument("--enclave", default="enclave", help="first enclave's name on the control socket")
@@ -143,25 +143,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--measurements", type=Path, help="its PCRs: JSON as nitro-cli build-enclave prints it")
     options = parser.parse_args(arguments)
     signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any thread: sigwait below takes them
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before any thread starts: sigwait below takes the signals
 
     known: dict[str, Any] = {}
     if options.module_id:
         known["module_id"] = options.module_id
     if options.measurements:
-        known["measurements"] = parse_measurements(json.loads(options.measurements.read_text()))
+        known["measurements"] = read_measurements(options.measurements.read_text())
     options.state_dir.mkdir(parents=True, exist_ok=True)
     socket_path = options.socket or str(options.state_dir / "nsm.sock")
-    control_path = options.control or str(options.state_dir / "control.sock")
+    control = options.control or control_path(options.state_dir)
     server = NsmServer(listen_unix)
     description = server.create(options.enclave, socket_path, LabEnclave(**known))
-    listen_unix(control_path, server.serve_control)
+    listen_unix(control, server.serve_control)
     print(
         json.dumps(
             {
                 "root_sha256": description["root_sha256"].hex(),
                 "socket": socket_path,
-                "control": control_path,
+                "control": control,
                 "module_id": description["module_id"],
                 "pcrs": {f"PCR{index}": value.hex() for index, value in description["measurements"].items()},
             }

@@ -1,4 +1,4 @@
-"""The fake module: NSM requests in, NSM responses out, documents of AWS's shape signed through pycose."""
+"""The fake module: takes NSM requests, returns NSM responses, and signs documents in AWS's format with pycose."""
 
 from __future__ import annotations
 
@@ -27,25 +27,29 @@ _MAX_FIELD_SIZE: Final = 1024
 _RANDOM_SIZE: Final = 256
 _SIGNATURE_HALF: Final = 48
 
+_MAP_HEAD: Final = 0xA0  # with the number of entries, below 24, in its low bits (RFC 8949, section 3)
+_OPEN_MAP: Final = b"\xbf"
+_BREAK: Final = b"\xff"
+
 
 def utc_now() -> datetime:
-    """The machine's wall clock."""
+    """Return the machine's wall-clock time."""
     return datetime.now(UTC)
 
 
 def new_module_id() -> str:
-    """A module_id of AWS's form with a random instance and slot."""
+    """Return a module_id in AWS's format with a random instance and slot."""
     return f"i-{os.urandom(9).hex()[:17]}-enc{os.urandom(8).hex()}"
 
 
 @dataclass(slots=True)
 class LabEnclave:
-    """What stays the same over an enclave's boots, and what is wrong with its module for now.
+    """The properties of an enclave that survive boots, and its module's current faults.
 
     Args:
         module_id: Its identity.
-        measurements: PCR0 to PCR15 as measured at each boot; missing ones are zero.
-        faults: Knobs; assign another value at any time.
+        measurements: PCR0 to PCR15 as measured at each boot. Missing ones are zero.
+        faults: The settings. Another value may be assigned at any time.
     """
 
     module_id: str = field(default_factory=new_module_id)
@@ -58,13 +62,13 @@ class LabEnclave:
 
 
 class FakeNsm:
-    """One enclave's module from its boot on; implements `wgvsock.devices.base.SecureModule`.
+    """One enclave's module after its boot. Implements `wgvsock.devices.base.SecureModule`.
 
     Args:
         authority: Issues the certificates.
-        enclave: Whose module this is.
-        clock: Wall clock, aware; the authority should have the same.
-        sleep: How `Faults.delay` passes.
+        enclave: The module's enclave.
+        clock: Returns aware wall-clock time. The authority should have the same clock.
+        sleep: Implements `Faults.delay`.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class FakeNsm:
         self._bank = PcrBank(enclave.measurements)
 
     def request(self, request: bytes) -> bytes:
-        """Answer one request; whatever is wrong with it is an error's name in the response, as in the real module."""
+        """Answer one request. Any mistake in it gives an error name in the response, as in the real module."""
         if self._enclave.faults.delay:
             self._sleep(self._enclave.faults.delay)
         try:
@@ -183,10 +187,13 @@ def _parse(request: bytes) -> tuple[str, dict[str, Any] | None]:
 
 
 def _encode_payload(payload: Mapping[str, object], faults: Faults) -> bytes:
-    encoded = cbor2.dumps(payload)
-    if faults.duplicate_key:  # the head of a map below 24 entries counts them in its low bits
-        encoded = bytes((encoded[0] + 1,)) + encoded[1:] + cbor2.dumps("nonce") + cbor2.dumps(payload["nonce"])
-    return encoded
+    entries = [*payload.items()]
+    if faults.duplicate_key:
+        entries.append(("nonce", payload["nonce"]))
+    encoded = b"".join(cbor2.dumps(part) for entry in entries for part in entry)
+    if faults.closed_map:
+        return bytes((_MAP_HEAD + len(entries),)) + encoded
+    return _OPEN_MAP + encoded + _BREAK
 
 
 def _sign(payload: bytes, key: ec.EllipticCurvePrivateKey, faults: Faults) -> bytes:

@@ -1,19 +1,25 @@
-"""Messages on a stream socket: an unsigned 32-bit big-endian length, then so many bytes."""
+"""Messages on a stream socket: an unsigned 32-bit big-endian length, then that many bytes."""
 
 from __future__ import annotations
 
 import socket
 import struct
+from pathlib import Path
 from typing import Final
 
 MAX_MESSAGE_SIZE: Final = 1 << 16
-"""Bytes; the module's own limits are 4096 for a request and 12,288 for a response."""
+"""Limit in bytes. The module's own limits are 4096 for a request and 12,288 for a response."""
 
 _LENGTH: Final = struct.Struct(">I")
 
 
+def control_path(folder: Path) -> str:
+    """Return the control socket of the signer whose files are in this folder."""
+    return str(folder / "control.sock")
+
+
 def send_message(connection: socket.socket, message: bytes) -> None:
-    """Send one message whole.
+    """Send one complete message.
 
     Raises:
         OSError: The connection broke.
@@ -22,7 +28,7 @@ def send_message(connection: socket.socket, message: bytes) -> None:
 
 
 def receive_message(connection: socket.socket) -> bytes | None:
-    """Receive one message; None when the other side closed the connection between two.
+    """Receive one message, or return None if the other side closed the connection between two.
 
     Raises:
         OSError: The connection broke, or the message is too long.
@@ -40,10 +46,10 @@ def receive_message(connection: socket.socket) -> bytes | None:
 
 
 def receive_bytes(connection: socket.socket, size: int) -> bytes:
-    """`size` bytes, or none when the stream ends before the first of them.
+    """Read `size` bytes, or none if the stream ends before the first of them.
 
     Raises:
-        OSError: The connection broke, or ended behind the first.
+        OSError: The connection broke, or ended after the first.
     """
     received = bytearray()
     while len(received) < size:

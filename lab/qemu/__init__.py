@@ -1,1 +1,1 @@
-"""The backends whose machines are QEMU guests: packages, image, machine, channels, and what each backend adds."""
+"""The backends whose machines are QEMU guests: packages, image, machine, channels, and each backend's additions."""

@@ -1,4 +1,4 @@
-"""A capture at an interface of a guest: `lab.qemu.watch` runs there, its records are read over the channel.
+"""A capture at an interface of a guest: `lab.guest.recorder` runs there, and its records are read over the channel.
 
 Times are corrected by the offset between the two clocks, measured when the capture starts.
 """
@@ -10,18 +10,18 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 
-from lab.backend import PacketCapture
-from lab.capture import CapturedPacket
 from lab.deadline import Deadline
 from lab.errors import LabError
-from lab.qemu import watch
+from lab.guest import recorder
+from lab.guest.packets import CapturedPacket
 from lab.qemu.channel import GuestProcess
 from lab.qemu.machine import Machine
 from lab.topology import Point
+from lab.watch.capture import PacketCapture
 
 
 class GuestCapture(PacketCapture):
-    """A capture that runs in a guest; see `lab.backend.PacketCapture`."""
+    """A capture that runs in a guest. See `lab.watch.capture.PacketCapture`."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class GuestCapture(PacketCapture):
         self._records = records
         self._deadline = deadline
         self._offset = 0
-        self._reader = watch.RecordReader()
+        self._reader = recorder.RecordReader()
         self._packets: list[CapturedPacket] = []
         self._closed = False
         self.clock_offset, self.clock_error = machine.clock_offset()
-        process.wait_for_line(watch.READY, deadline(20))
+        process.wait_for_line(recorder.READY, deadline(20))
 
     def packets(self) -> list[CapturedPacket]:
-        """Every packet that has passed before this call.
+        """Return every packet that has passed before this call.
 
         Raises:
             LabTimeoutError: The guest does not answer.
@@ -64,7 +64,7 @@ class GuestCapture(PacketCapture):
         return ended or self._reader.marks > marks
 
     def close(self) -> None:
-        """Take what is there and stop."""
+        """Read what is there, and stop."""
         if not self._closed:
             with contextlib.suppress(LabError):
                 self.packets()

@@ -1,4 +1,4 @@
-"""The host's end of a guest's request channel (`lab.qemu.agent` has the protocol)."""
+"""The host's end of a guest's request channel (`lab.guest.agent` has the protocol)."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 _CLOCK_SAMPLES: Final = 24
 _PATIENCE: Final = 60.0
-"""Seconds for an answer that takes the agent no time, on the slowest of guests."""
+"""Seconds for an answer that takes the agent no time, on the slowest guest."""
 
 Answers = queue.SimpleQueue[dict[str, Any]]
 
 
 class Channel:
-    """Requests to one guest; any thread may use it.
+    """Requests to one guest. Any thread may use it.
 
     Args:
         sock: Connected to QEMU's end of the virtio-serial port.
-        name: Of the guest, for messages.
+        name: The guest's name, for messages.
     """
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self.name = name
         self._sock = sock
-        # Where an earlier host left off an answer may still be under way: its number must not be one of ours.
+        # An answer to an earlier host may still arrive: its number must not equal one used here.
         self._last = random.getrandbits(40)
         self._sending = threading.Lock()
         self._answers: dict[int, Answers] = {}
-        self._send(b"\n")  # ends whatever an earlier host left half-written
+        self._send(b"\n")  # ends a line that an earlier host left half-written
         self._reader = threading.Thread(target=self._read_answers, name=f"channel {name}", daemon=True)
         self._reader.start()
 
@@ -62,7 +62,7 @@ class Channel:
         """Run a command to its end.
 
         Raises:
-            LabTimeoutError: It did not end in time; it was killed.
+            LabTimeoutError: It did not end in time, and was killed.
             GuestError: The guest is gone, or could not start the command.
         """
         output = {"stdout": b"", "stderr": b""}
@@ -76,7 +76,7 @@ class Channel:
         return Completed(tuple(argv), code, output["stdout"], output["stderr"])
 
     def stream(self, argv: Sequence[str], stdin: bytes, output: Callable[[str, bytes], None]) -> int:
-        """Run a command without a terminal until it ends, and return its exit code; its output comes as it is written.
+        """Run a command without a terminal, and return its exit code. Its output arrives as it is written.
 
         Raises:
             GuestError: The guest is gone, or could not start the command.
@@ -91,14 +91,14 @@ class Channel:
 
         Args:
             argv: The command.
-            output: Called with what it writes.
+            output: Called with its output.
             started: Called with its pid, for `feed` from another thread.
         """
         with self._request("run", argv=list(argv), terminal=True, environment={"TERM": "linux"}) as answers:
             return self._follow(answers, None, "run a shell", output, started)
 
     def feed(self, pid: int, data: bytes) -> None:
-        """Type something at the terminal of `interact`."""
+        """Send input to the terminal of `interact`."""
         with self._request("input", pid=pid, data=_encode(data)):
             pass
 
@@ -111,7 +111,7 @@ class Channel:
         stdin: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> int:
-        """Start a command and leave it running, its output appended to files of the guest; returns its pid.
+        """Start a command and leave it running, with its output appended to files of the guest. Returns its pid.
 
         Raises:
             GuestError: The guest is gone, or could not start the command.
@@ -121,7 +121,7 @@ class Channel:
         return int(answer["pid"])
 
     def write_input(self, pid: int, data: bytes, *, end: bool = False) -> None:
-        """Give a spawned command something to read, or the end of its standard input.
+        """Write to a spawned command's standard input, or close it.
 
         Raises:
             GuestError: The guest is gone, or the command does not read.
@@ -129,16 +129,16 @@ class Channel:
         self._ask("feed a command", "input", pid=pid, data=_encode(data), end=end)
 
     def poll(self, pid: int) -> int | None:
-        """The exit code of a spawned command, negative for a signal, or None while it runs."""
-        code: int | None = self._ask("say how a command is", "poll", pid=pid)["code"]
+        """Return the exit code of a spawned command, negative for a signal, or None while it runs."""
+        code: int | None = self._ask("report a command's state", "poll", pid=pid)["code"]
         return code
 
     def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
-        """Signal a command that this channel has started; nothing when it has ended."""
+        """Send a signal to a command that this channel started. Does nothing if it has ended."""
         self._ask("signal a command", "signal", pid=pid, signal=int(signum), group=group)
 
     def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Put a file into the guest, with its parents.
+        """Write a file in the guest, with its parent folders.
 
         Raises:
             GuestError: The guest is gone or refused.
@@ -146,7 +146,7 @@ class Channel:
         self._ask(f"write {path}", "write", path=path, data=_encode(data), mode=mode)
 
     def read_file(self, path: str, offset: int = 0) -> bytes:
-        """A file's content from some byte on.
+        """Return a file's content from an offset on.
 
         Raises:
             GuestError: The guest is gone or has no such file.
@@ -157,23 +157,23 @@ class Channel:
         return content
 
     def ask(self, path: str, data: bytes, deadline: Deadline) -> bytes:
-        """All that a server at a Unix socket of the guest answers before it hangs up; no command is started for it.
+        """Return the complete answer of a server at a Unix socket of the guest. No command is started for it.
 
         Raises:
-            LabTimeoutError: It does not hang up.
-            GuestError: Nobody listens there, or the guest is gone.
+            LabTimeoutError: The server does not close the connection.
+            GuestError: Nothing listens there, or the guest is gone.
         """
         with self._request("ask", path=path, data=_encode(data)) as answers:
             return base64.b64decode(self._next(answers, deadline, f"answer at {path}")["data"])
 
     def set_clock(self, now: float) -> None:
-        """Set the guest's wall clock, Unix time in seconds: at boot it has whole seconds only."""
+        """Set the guest's wall clock, Unix time in seconds. After boot it has whole seconds only."""
         self._ask("set its clock", "set-clock", time=now)
 
     def clock_offset(self) -> tuple[float, float]:
-        """Seconds that our wall clock is ahead of the guest's, from the quickest of some exchanges (RFC 5905, 8).
+        """Return the seconds that this wall clock is ahead of the guest's, from the fastest of some exchanges.
 
-        The second number is the largest error that this can have: half of what that exchange took.
+        The second number is the largest error that this can have: half of that exchange's duration (RFC 5905, 8).
         """
         exchanges = []
         for _ in range(_CLOCK_SAMPLES):
@@ -185,15 +185,15 @@ class Channel:
         return offset, error
 
     def close(self) -> None:
-        """Hang up; idempotent."""
-        with contextlib.suppress(OSError):  # QEMU went first
+        """Close the connection. Idempotent."""
+        with contextlib.suppress(OSError):  # QEMU ended first
             self._sock.shutdown(socket.SHUT_RDWR)
         self._reader.join()
         self._sock.close()
 
     @contextlib.contextmanager
     def _request(self, operation: str, **fields: Any) -> Any:
-        """Send a request; the answers to it come to the queue."""
+        """Send a request. Its answers go to the queue."""
         answers: Answers = queue.SimpleQueue()
         with self._sending:
             self._last += 1
@@ -257,7 +257,7 @@ class Channel:
     def _read_answers(self) -> None:
         with self._sock.makefile("rb") as stream, contextlib.suppress(OSError):
             for line in stream:
-                with contextlib.suppress(ValueError):  # the end of what an earlier host was being told
+                with contextlib.suppress(ValueError):  # the end of an answer to an earlier host
                     answer = json.loads(line)
                     if (answers := self._answers.get(answer["id"])) is not None:
                         answers.put(answer)
@@ -279,11 +279,11 @@ class GuestInput(io.RawIOBase):
         self._pid = pid
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def write(self, data: Buffer, /) -> int:
-        """Give the command something to read.
+        """Write to the command.
 
         Raises:
             GuestError: See `Channel.write_input`.
@@ -292,7 +292,7 @@ class GuestInput(io.RawIOBase):
         return len(memoryview(data))
 
     def close(self) -> None:
-        """End it; idempotent, and nothing where the guest is gone."""
+        """Close it. Idempotent, and does nothing if the guest is gone."""
         if not self.closed:
             super().close()
             with contextlib.suppress(GuestError):
@@ -300,14 +300,14 @@ class GuestInput(io.RawIOBase):
 
 
 class GuestProcess(LocalProcess):
-    """A command that runs on in a guest; see `lab.backend.Process`. It outlives the connection to its guest.
+    """A command that keeps running in a guest. See `lab.backend.Process`. It outlives the connection to its guest.
 
-    Its output is a file of the guest; `output` brings the log on this machine up to date.
+    Its output is a file of the guest. `output` updates the log on this machine.
 
     Args:
         name: For messages.
         log: On this machine.
-        channel: To the guest; asked for at each use, as it can be opened anew.
+        channel: Returns the channel to the guest. Called for each use, because the channel may be reopened.
         pid: In the guest.
         remote_log: The file in the guest.
         offset: Where its output begins in the log of this machine, in bytes.
@@ -333,13 +333,13 @@ class GuestProcess(LocalProcess):
 
     @property
     def stdin(self) -> IO[bytes]:
-        """Leads to the guest; only with ``stdin=True``."""
+        """The standard input in the guest. Only with ``stdin=True``."""
         if self._stdin is None:
             raise LabError(f"{self.name} has no standard input")
         return self._stdin
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or None while it runs; SIGKILL's where the guest is gone."""
+        """Return its exit code, negative for a signal, or None while it runs. SIGKILL's if the guest is gone."""
         if self._code is None:
             try:
                 self._code = self._channel().poll(self.pid)
@@ -348,27 +348,27 @@ class GuestProcess(LocalProcess):
         return self._code
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the command; nothing when it has ended."""
+        """Send a signal to the command. Does nothing if it has ended."""
         if self.poll() is None:
             self._channel().signal(self.pid, signum)
 
     def kill(self) -> None:
-        """SIGKILL for the command and its process group, and wait until it is gone; idempotent."""
+        """Send SIGKILL to the command and its process group, and wait until it is gone. Idempotent."""
         if self.poll() is None:
-            with contextlib.suppress(GuestError):  # it went with its guest
+            with contextlib.suppress(GuestError):  # it ended with its guest
                 self._channel().signal(self.pid, signal.SIGKILL, group=True)
             self.wait(Deadline(_PATIENCE))
         if self._stdin is not None:
             self._stdin.close()
 
     def output(self) -> str:
-        """What it has written since it was started."""
+        """Return its output since it was started."""
         with self.log.open("ab") as log, contextlib.suppress(GuestError):
             log.write(self._channel().read_file(self._remote_log, log.tell() - self._offset))
         return super().output()
 
     def describe(self) -> dict[str, Any]:
-        """What is needed to find it again."""
+        """Return what is needed to find it again."""
         return {"name": self.name, "pid": self.pid, "remote_log": self._remote_log, "offset": self._offset}
 
 

@@ -1,6 +1,6 @@
-"""A vsock port that leads elsewhere: ``python -m lab.qemu.forward --peer CID LISTEN UPSTREAM``, two stream addresses.
+"""Forwards a vsock port: ``python -m lab.qemu.forward --peer CID LISTEN UPSTREAM``, two stream addresses.
 
-The kernel brings every guest's dials to the same AF_VSOCK: only the one with the named CID gets through.
+The kernel delivers every guest's connections to the same AF_VSOCK: only those from the given CID are accepted.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from typing import Final
 
 from wgvsock.addresses import Cid, StreamAddress, parse_stream_address
 from wgvsock.errors import WgvsockError
-from wgvsock.transports.sockets import accept_stream, connect_stream, listen_stream
+from wgvsock.transports.listener import Listener
+from wgvsock.transports.sockets import connect_stream, listen_stream
 
 _DIAL_TIMEOUT: Final = 10.0  # seconds
 _PIECE: Final = 65536  # bytes
 
 
 async def forward(listener: socket.socket, peer: Cid, upstream: StreamAddress) -> None:
-    """Join every connection of one peer to a connection of its own, until cancelled."""
+    """Join every connection of one peer to a new upstream connection, until cancelled."""
     joined = set[asyncio.Task[None]]()
-    while True:
-        accepted, _ = await accept_stream(listener, allowed_cids=frozenset({peer}))
+
+    def join(accepted: socket.socket, _: StreamAddress) -> None:
         task = asyncio.create_task(_join(accepted, upstream))
         joined.add(task)
         task.add_done_callback(joined.discard)
 
+    with contextlib.closing(Listener(listener, frozenset({peer}), join)):
+        await asyncio.Event().wait()
+
 
 async def _join(accepted: socket.socket, upstream: StreamAddress) -> None:
-    """Both directions until either end goes: then the other is closed too, as one stream would be."""
+    """Carry both directions until either end closes. Then close the other, as with a single stream."""
     with accepted, contextlib.suppress(WgvsockError, OSError):
         deadline = asyncio.get_running_loop().time() + _DIAL_TIMEOUT
         with await connect_stream(upstream, deadline=deadline) as dialled:
@@ -54,7 +58,9 @@ async def _copy(source: socket.socket, target: socket.socket) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run until killed."""
     parser = argparse.ArgumentParser(prog="lab.qemu.forward")
-    parser.add_argument("--peer", type=int, required=True, metavar="CID", help="who may connect, if over vsock")
+    parser.add_argument(
+        "--peer", type=int, required=True, metavar="CID", help="the only CID that may connect over vsock"
+    )
     parser.add_argument("listen", type=parse_stream_address, metavar="LISTEN")
     parser.add_argument("upstream", type=parse_stream_address, metavar="UPSTREAM")
     arguments = parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""KVM where it boots the pinned kernel, emulation everywhere else.
+"""KVM if it boots the pinned kernel, otherwise emulation.
 
-That /dev/kvm exists and opens proves little: on some machines, virtual ones above all, a stock kernel hangs under it
-with its processor at full load. So the pinned kernel is booted once, up to the first process of user space, and what
-came of it is remembered until this machine boots again, or QEMU or the kernel is another.
+That /dev/kvm exists and opens proves little: on some machines, especially virtual ones, a stock kernel hangs under it
+with its processor at full load. So the pinned kernel is booted once, up to the first process of user space, and the
+outcome is remembered until this machine boots again, or QEMU or the kernel changes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Final, Literal
 
 from lab.errors import LabError
-from lab.qemu import cpio
-from lab.qemu.cpio import CharacterDevice, File
-from lab.qemu.image import Image
+from lab.image import cpio
+from lab.image.build import Image
+from lab.image.cpio import CharacterDevice, File
+from lab.image.packages import cache_directory, read_lock, unpack_group
 from lab.qemu.machine import MachineSpec, Tools, qemu_arguments
-from lab.qemu.packages import cache_directory, read_lock, unpack_group
 
 DEVICE: Final = Path("/dev/kvm")
 VARIABLE: Final = "LAB_ACCEL"
 """``auto`` (the default), ``kvm`` or ``tcg``."""
 
 BOOT_DEADLINE: Final = 10
-"""Seconds: under a KVM that works the boot takes less than one."""
+"""Seconds: under a working KVM the boot takes less than one."""
 
-_GRACE: Final = 5.0  # seconds that a killed QEMU has to go
+_GRACE: Final = 5.0  # seconds for a killed QEMU to end
 _KILLED: Final = (-9, 128 + 9)  # as Python and as a shell report it
 _MEMORY_MIB: Final = 128
 _READY: Final = "ready"
@@ -51,7 +51,7 @@ class Acceleration:
 
 
 Boot = Callable[[Tools, Path], str]
-"""Boots a kernel under KVM; returns why that is no good, or nothing."""
+"""Boots a kernel under KVM. Returns why that failed, or an empty text."""
 
 
 def choose(
@@ -63,15 +63,15 @@ def choose(
     cache: Path | None = None,
     boot: Boot | None = None,
 ) -> Acceleration:
-    """KVM or emulation, as asked for by `VARIABLE`, else by what boots here.
+    """Return KVM or emulation, as `VARIABLE` requires, otherwise by what boots here.
 
     Args:
-        tools: QEMU's place.
-        kernel: The one that the guests boot.
+        tools: Location of QEMU.
+        kernel: The guests' kernel.
         environment: Holds `VARIABLE`.
         device: The kernel's KVM device.
-        cache: Where the outcome is remembered; default: the user's cache folder.
-        boot: Makes the trial; default: `boot_once`.
+        cache: Where the outcome is remembered. Default: the user's cache folder.
+        boot: Makes the trial. Default: `boot_once`.
 
     Raises:
         LabError: `VARIABLE` has another value.
@@ -93,9 +93,9 @@ def choose(
 
 
 def _remembered(tools: Tools, kernel: Path, cache: Path, boot: Boot) -> str:
-    """The outcome of the trial, made now unless it was made since this machine booted."""
+    """Return the outcome of the trial, which is made now unless it was made since this machine booted."""
     record = cache / "kvm.json"
-    # The names of both hold the checksums of what is in them.
+    # Both names contain the checksums of their contents.
     made_with = {"machine": _BOOT_ID.read_text().strip(), "qemu": tools.root.name, "kernel": kernel.name}
     try:
         known = json.loads(record.read_text())
@@ -110,9 +110,9 @@ def _remembered(tools: Tools, kernel: Path, cache: Path, boot: Boot) -> str:
 
 
 def boot_once(tools: Tools, kernel: Path) -> str:
-    """Boot the kernel with one process that says so and ends the machine; why that failed, or nothing.
+    """Boot the kernel with one process that reports it and ends the machine. Return why that failed, or an empty text.
 
-    timeout(1) ends QEMU even if nobody is left to do it: a processor that spins must not stay behind.
+    timeout(1) ends QEMU even if no parent is left: a spinning processor must not stay behind.
     """
     with tempfile.TemporaryDirectory(prefix="wgv-kvm-") as name:
         folder = Path(name)

@@ -1,8 +1,7 @@
-"""One virtual machine: its command line, its channels, its life and how it is known to have failed.
+"""One virtual machine: its command line, its channels, its life cycle, and how a failure is detected.
 
-q35 without defaults and an uncompressed kernel boot as quickly as microvm and do not hang on a busy host;
-``-no-reboot`` and
-``panic=-1`` turn every end of the guest into an end of QEMU.
+q35 without defaults and an uncompressed kernel boot as fast as microvm and do not hang on a busy host. ``-no-reboot``
+and ``panic=-1`` turn every end of the guest into an end of QEMU.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -22,18 +22,18 @@ from typing import Any, Final, Protocol, TypeVar
 
 from lab.backend import Completed
 from lab.deadline import Deadline
+from lab.guest.agent import PORT_NAME, SHELL_PORT_NAME, calibrate
+from lab.image.build import Image, private_loader
 from lab.process import LocalProcess
-from lab.qemu.agent import PORT_NAME, SHELL_PORT_NAME, calibrate
 from lab.qemu.channel import Channel, GuestProcess
 from lab.qemu.errors import GuestError, GuestOopsError
-from lab.qemu.image import Image, private_loader
 from lab.qemu.qmp import Qmp
 from wgvsock.addresses import Cid, HybridVsockAddress, Port, StreamAddress
 
 T = TypeVar("T")
 
 BOOT_DEADLINE: Final = 120.0
-"""Seconds from QEMU's start to the guest's verdict; idle it takes 4, on a busy machine 16, nested 135."""
+"""Seconds from QEMU's start to the guest's verdict. Idle it takes 4, on a busy machine 16, nested 135."""
 
 AGENT_SOCKET: Final = "agent.sock"
 SHELL_SOCKET: Final = "shell.sock"
@@ -42,7 +42,7 @@ GUEST_LOGS: Final = "/run/log"
 _CLOCK_AGE: Final = 5.0  # seconds
 
 _TX_BUFFER_SIZE: Final = 32768
-"""Bytes of one packet from a 6.12 guest; vhost-device-vsock stalls when its buffer is smaller."""
+"""Bytes of one packet from a 6.12 guest. vhost-device-vsock stalls if its buffer is smaller."""
 
 _OOPS: Final = re.compile(
     r"\[ *\d+\.\d+\].*(Oops:|BUG:|Kernel panic|general protection fault|kernel NULL pointer|unable to handle|"
@@ -54,14 +54,14 @@ _CONSOLE_TAIL: Final = 3000  # characters of the console in a failure's report
 
 @dataclass(frozen=True, slots=True)
 class VhostUserVsock:
-    """A vsock device served by vhost-device-vsock at a Unix socket."""
+    """A vsock device that vhost-device-vsock serves on a Unix socket."""
 
     socket: Path
 
 
 @dataclass(frozen=True, slots=True)
 class VhostVsock:
-    """A vsock device served by the host's kernel (/dev/vhost-vsock)."""
+    """A vsock device that the host's kernel serves (/dev/vhost-vsock)."""
 
     cid: Cid
 
@@ -77,8 +77,8 @@ class MachineSpec:
         memory_mib: The image alone needs about 200.
         cpus: Virtual processors.
         accelerator: ``tcg`` or ``kvm``.
-        huge_pages: Its memory is of pages of 2 MiB, which its host has reserved (/proc/sys/vm/nr_hugepages).
-        extra: Further options of QEMU's, such as ports that another guest's channels lead through.
+        huge_pages: Whether its memory consists of 2 MiB pages, which its host has reserved (/proc/sys/vm/nr_hugepages).
+        extra: Further options for QEMU, such as ports for another guest's channels.
     """
 
     name: str
@@ -93,19 +93,19 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Where QEMU and vhost-device-vsock are: the root of the unpacked ``host`` packages."""
+    """The location of QEMU and vhost-device-vsock: the root of the unpacked ``host`` packages."""
 
     root: Path
 
     def qemu(self) -> list[str]:
-        """QEMU on its own C library, with its own firmware files."""
+        """Return QEMU with its own C library and firmware files."""
         data = [
             option for folder in ("usr/share/qemu", "usr/share/seabios") for option in ("-L", str(self.root / folder))
         ]
         return [*private_loader(self.root), str(self.root / "usr/bin/qemu-system-x86_64"), *data]
 
     def vhost_device_vsock(self, cid: int, *, hybrid: Path, vhost: Path) -> list[str]:
-        """The vsock device's server: guest `cid`, reached through `hybrid`, serving QEMU at `vhost`.
+        """Return the vsock device's server: guest `cid`, reached through `hybrid`, serving QEMU at `vhost`.
 
         Only ever with ``uds-path``: it must not reach this machine's own AF_VSOCK.
         """
@@ -114,12 +114,12 @@ class Tools:
 
 
 def qemu_arguments(spec: MachineSpec, directory: Path) -> list[str]:
-    """QEMU's command line behind the program, with every socket and log in `directory`."""
+    """Return QEMU's arguments after the program, with every socket and log in `directory`."""
     return [*hardware_arguments(spec, directory / "initrd"), *channel_arguments(directory)]
 
 
 def channel_arguments(directory: Path) -> list[str]:
-    """Console, verdict, requests, a person's shell and QEMU's control socket, all in `directory`."""
+    """Return console, verdict, requests, a person's shell and QEMU's control socket, all in `directory`."""
     return [
         *("-serial", f"file:{directory / 'console.log'}", "-serial", f"file:{directory / 'verdict'}"),
         *("-chardev", f"socket,id=agent,path={directory / AGENT_SOCKET},server=on,wait=off"),
@@ -131,7 +131,7 @@ def channel_arguments(directory: Path) -> list[str]:
 
 
 def hardware_arguments(spec: MachineSpec, initrd: Path) -> list[str]:
-    """Processor, memory, devices and what is booted."""
+    """Return processor, memory, devices and what is booted."""
     acceleration = (
         ["-accel", "tcg,thread=multi", "-cpu", "max"]
         if spec.accelerator == "tcg"
@@ -161,9 +161,9 @@ def hardware_arguments(spec: MachineSpec, initrd: Path) -> list[str]:
 
 
 def find_oops(console: str) -> str | None:
-    """The line in which the guest's kernel reported an internal error, if it did.
+    """Return the line in which the guest's kernel reported an internal error, or None.
 
-    The panic that follows when process 1 ends is an end of the agent, not an error of the kernel.
+    The panic that follows the end of process 1 is an end of the agent, not an error of the kernel.
     """
     for line in console.splitlines():
         if _OOPS.search(line) and _PANIC_ON_EXIT not in line:
@@ -172,12 +172,12 @@ def find_oops(console: str) -> str | None:
 
 
 class Machine:
-    """A machine that is started, used and stopped; its folder keeps console, verdict and sockets.
+    """A machine that is started, used and stopped. Its folder keeps console, verdict and sockets.
 
     Args:
         spec: What to boot.
-        tools: QEMU's place.
-        directory: Made by `start`; short, as Unix socket paths end at 107 bytes.
+        tools: Location of QEMU.
+        directory: Created by `start`. The path has to be short, because Unix socket paths end at 107 bytes.
     """
 
     def __init__(self, spec: MachineSpec, tools: Tools, directory: Path) -> None:
@@ -188,11 +188,10 @@ class Machine:
         self._tools = tools
         self._qemu: LocalProcess | None = None
         self._channel: Channel | None = None
-        self._spawned = 0
-        self._clock = -math.inf, (0.0, 0.0)  # when it was compared with ours, and the result
+        self._clock = -math.inf, (0.0, 0.0)  # when it was compared with this clock, and the result
 
     def start(self) -> None:
-        """Start QEMU; returns before the guest has booted."""
+        """Start QEMU. Returns before the guest has booted."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "initrd").open("wb") as initrd:
             for ramdisk in self.spec.image.ramdisks:
@@ -203,23 +202,22 @@ class Machine:
         self._qemu = LocalProcess.start(f"QEMU {self.spec.name}", command, log=self.directory / "qemu.log")
 
     def describe(self) -> dict[str, Any]:
-        """What `adopt` needs, as JSON values."""
+        """Return what `adopt` needs, as JSON values."""
         qemu = self._qemu.describe() if self._qemu is not None else None
-        return {"qemu": qemu, "scale": self.scale, "spawned": self._spawned}
+        return {"qemu": qemu, "scale": self.scale}
 
     def adopt(self, description: Mapping[str, Any]) -> None:
-        """Take over the machine that another process of ours has started in this folder."""
+        """Take over the machine that another process of the laboratory started in this folder."""
         self._qemu = LocalProcess.adopt(description["qemu"]) if description["qemu"] else None
         self.scale = description["scale"]
-        self._spawned = description["spawned"]
 
     def wait_ready(self, deadline: Deadline | None = None) -> None:
-        """Until the guest's agent has said ``ready``; then its speed is known and its clock is right.
+        """Wait until the guest's agent has reported ``ready``. Then its speed is known and its clock is set.
 
         Raises:
             GuestOopsError: The guest's kernel failed.
-            GuestError: The guest said ``failed``, or QEMU ended.
-            LabTimeoutError: No verdict.
+            GuestError: The guest reported ``failed``, or QEMU ended.
+            LabTimeoutError: There was no verdict.
         """
         deadline = deadline or Deadline(BOOT_DEADLINE)
         total = deadline.remaining
@@ -231,7 +229,7 @@ class Machine:
         self.channel().set_clock(time.time())
 
     def channel(self) -> Channel:
-        """The way to run things in the guest, opened at the first use.
+        """The channel for running things in the guest, opened at the first use.
 
         Raises:
             GuestError: It is not up.
@@ -244,7 +242,7 @@ class Machine:
         return self._channel
 
     def clock_offset(self) -> tuple[float, float]:
-        """See `Channel.clock_offset`; measured anew when it has grown old, as the two clocks drift."""
+        """See `Channel.clock_offset`. Measured again when it has grown old, because the two clocks drift."""
         measured, offset = self._clock
         if time.monotonic() - measured > _CLOCK_AGE:
             offset = self.channel().clock_offset()
@@ -252,13 +250,13 @@ class Machine:
         return offset
 
     def hang_up(self) -> None:
-        """Close the channel, which serves one process at a time; the next use opens it again. Idempotent."""
+        """Close the channel, which serves one process at a time. The next use reopens it. Idempotent."""
         if self._channel is not None:
             self._channel.close()
         self._channel = None
 
     def run(self, argv: Sequence[str], *, deadline: Deadline | None = None, stdin: bytes = b"") -> Completed:
-        """Run a command in the guest to its end; the default deadline is 10 s of the guest's time.
+        """Run a command in the guest to its end. The default deadline is 10 s of the guest's time.
 
         Raises:
             GuestOopsError: The guest's kernel failed meanwhile.
@@ -284,38 +282,38 @@ class Machine:
         Args:
             argv: The command.
             name: For messages.
-            log: Where its output is wanted on this machine.
-            stdin: A standard input, if the command is to be told things.
+            log: The file for its output on this machine.
+            stdin: Whether to connect its standard input.
             stdout: A file of the guest for its standard output alone.
             environment: Added to the guest's.
         """
-        self._spawned += 1
-        remote_log = f"{GUEST_LOGS}/{self._spawned}-{name.replace(' ', '-')}.log"
+        # Never shared with another command, even of another process of the laboratory: its "ready" would be in it.
+        remote_log = f"{GUEST_LOGS}/{name.replace(' ', '-')}-{secrets.token_hex(4)}.log"
         files = {"stdout": stdout or remote_log, "stderr": remote_log}
         pid = self.channel().spawn(argv, stdin=stdin, environment=environment, **files)
         offset = log.stat().st_size if log.exists() else 0
         return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset, stdin=stdin)
 
     def adopt_process(self, description: Mapping[str, Any], log: Path) -> GuestProcess:
-        """A command in the guest that another process of ours has spawned (`GuestProcess.describe`)."""
+        """Return a command in the guest that another process of the laboratory spawned (`GuestProcess.describe`)."""
         name, pid, remote_log, offset = (description[key] for key in ("name", "pid", "remote_log", "offset"))
         return GuestProcess(name, log, self.channel, pid=pid, remote_log=remote_log, offset=offset)
 
     def check(self) -> None:
-        """Nothing while the guest is well.
+        """Check that the guest's kernel is well.
 
         Raises:
-            GuestOopsError: Its kernel reported an internal error.
+            GuestOopsError: It reported an internal error.
         """
         if line := find_oops(self.console()):
             raise GuestOopsError(
                 f"the kernel of the guest {self.spec.name} failed",
                 why=f"{line} (QEMU {self.version()}, kernel {self.spec.image.kernel.name})",
-                fix="an emulator's fault, as a rule: run it again; if it persists, see docs/lab.md on pins",
+                fix="usually an emulator's fault: run it again; if it persists, see docs/lab.md on pins",
             )
 
     def console(self) -> str:
-        """What the guest's kernel and services have written."""
+        """Return the output of the guest's kernel and services."""
         path = self.directory / "console.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -326,7 +324,7 @@ class Machine:
 
     @contextlib.contextmanager
     def qmp(self) -> Iterator[Qmp]:
-        """A session with QEMU's control socket."""
+        """Open a session with QEMU's control socket."""
         deadline = Deadline(10)
         session = Qmp(deadline.poll(lambda: connected(self.directory / "qmp.sock"), "QEMU's control socket"))
         try:
@@ -337,12 +335,13 @@ class Machine:
     def pause(self) -> None:
         """Stop the guest, its clock and its side of the vsock.
 
-        By a signal to QEMU: its own ``stop`` stops the vsock device too, which vhost-device-vsock does not survive.
+        This sends a signal to QEMU. QEMU's own ``stop`` stops the vsock device too, which vhost-device-vsock does not
+        survive.
         """
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused guest go on."""
+        """Resume a paused guest."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, signum: int) -> None:
@@ -351,15 +350,15 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """QEMU's process identifier; 0 when it was never started."""
+        """QEMU's process ID, or 0 if it was never started."""
         return self._qemu.pid if self._qemu is not None else 0
 
     def exit_code(self) -> int | None:
-        """What QEMU ended with, or None while it runs; -1 when it was never started."""
+        """Return QEMU's exit code, or None while it runs, or -1 if it was never started."""
         return self._qemu.poll() if self._qemu is not None else -1
 
     def kill(self) -> None:
-        """End the machine as a power cut does; idempotent."""
+        """End the machine like a power cut. Idempotent."""
         if self._qemu is not None:
             self._qemu.kill()
         self.hang_up()
@@ -370,7 +369,7 @@ class Machine:
         return line.split() if newline else None
 
     def _watch(self, deadline: Deadline, look: Callable[[], T | None], what: str) -> T:
-        """Wait for something, while watching that QEMU runs and the kernel is well."""
+        """Wait for something, while checking that QEMU runs and the kernel is well."""
 
         def look_and_check() -> T | None:
             seen = look()
@@ -392,43 +391,43 @@ class GuestVsock(Protocol):
 
     @property
     def specification(self) -> VhostUserVsock | VhostVsock:
-        """What QEMU is to be told."""
+        """Return QEMU's options for the device."""
         ...
 
     def start(self, deadline: Deadline) -> None:
-        """Be ready for QEMU.
+        """Prepare for QEMU.
 
         Raises:
-            LabError: It cannot be.
+            LabError: That failed.
         """
         ...
 
     def address(self, port: Port) -> StreamAddress:
-        """Where the host reaches a port of the guest."""
+        """Return the address at which the host reaches a port of the guest."""
         ...
 
     def serve(self, port: Port, path: Path) -> None:
-        """Lead what the guest dials at its host's `port` to a Unix socket, which may be made later."""
+        """Forward the guest's connections to its host's `port` to a Unix socket, which may be created later."""
         ...
 
     def stop(self) -> None:
-        """End what `start` and `serve` have started; idempotent."""
+        """End what `start` and `serve` have started. Idempotent."""
         ...
 
     def describe(self) -> dict[str, Any] | None:
-        """What `adopt` needs, as JSON values."""
+        """Return what `adopt` needs, as JSON values."""
         ...
 
     def adopt(self, description: Mapping[str, Any] | None) -> None:
-        """Take over what another process of ours has started."""
+        """Take over what another process of the laboratory started."""
         ...
 
 
 class VsockDevice:
-    """A vhost-device-vsock process for one guest; see `GuestVsock`.
+    """A vhost-device-vsock process for one guest. See `GuestVsock`.
 
     Args:
-        tools: Its place.
+        tools: Its location.
         cid: The guest's.
         directory: For its sockets.
     """
@@ -442,20 +441,20 @@ class VsockDevice:
 
     @property
     def hybrid(self) -> Path:
-        """Connect here and say ``CONNECT port`` to reach the guest; it reaches us at this path + ``_port``."""
+        """Connect here and send ``CONNECT port`` to reach the guest. Its connections arrive at the path + ``_port``."""
         return self._directory / "u"
 
     @property
     def specification(self) -> VhostUserVsock:
-        """What QEMU is to be told."""
+        """Return QEMU's options for the device."""
         return VhostUserVsock(self.vhost)
 
     def address(self, port: Port) -> HybridVsockAddress:
-        """Where the host reaches a port of the guest."""
+        """Return the address at which the host reaches a port of the guest."""
         return HybridVsockAddress(str(self.hybrid), port)
 
     def serve(self, port: Port, path: Path) -> None:
-        """Lead what the guest dials to a Unix socket, by a link in the place where the device looks for one."""
+        """Forward the guest's connections to a Unix socket, with a link at the path that the device uses."""
         link = Path(f"{self.hybrid}_{port}")
         link.unlink(missing_ok=True)
         link.symlink_to(path)
@@ -482,15 +481,15 @@ class VsockDevice:
         deadline.poll(look, "the vsock device's socket")
 
     def describe(self) -> dict[str, Any] | None:
-        """What `adopt` needs, as JSON values."""
+        """Return what `adopt` needs, as JSON values."""
         return self._process.describe() if self._process is not None else None
 
     def adopt(self, description: Mapping[str, Any] | None) -> None:
-        """Take over the process that another process of ours has started."""
+        """Take over the process that another process of the laboratory started."""
         self._process = LocalProcess.adopt(description) if description else None
 
     def stop(self) -> None:
-        """End it; idempotent."""
+        """End it. Idempotent."""
         if self._process is not None:
             self._process.kill()
         for path in (self.hybrid, self.vhost):
@@ -498,7 +497,7 @@ class VsockDevice:
 
 
 def connected(path: Path) -> socket.socket | None:
-    """A socket that is connected to a path, or None while nobody listens there."""
+    """Return a socket connected to a path, or None while nothing listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(str(path))

@@ -1,4 +1,4 @@
-"""The backend `nested`: a guest that has /dev/vhost-vsock, and in it the enclave, a guest of its own.
+"""The backend `nested`: a guest that has /dev/vhost-vsock, and inside it the enclave as another guest.
 
 ::
 
@@ -10,13 +10,13 @@
     │                               vsockmon0 watches          │ /dev/nsm (CUSE)    │ │   │                │
     │ lab.qemu.forward, for CID 16 ◄── AF_VSOCK 2:9001 ────────┤                    │ │   │                │
     │   └─► virtio-vsock 2:9001 ──────────────────────────────────────────────────────┼─┼─► lab.nsm.server │
-    │ lab.qemu.nested_ports ◄── console, verdict, requests ────┴────────────────────┘ │   │                │
+    │ lab.guest.nested_ports ◄── console, verdict, requests ───┴────────────────────┘ │   │                │
     └─────────────────────────────────────────────────────────────────────────────────┘   └────────────────┘
 
-The only backend that uses the kernel's vhost-vsock on a machine that has none itself. The Relay dials the enclave's CID
-directly, as on a parent instance; no tap stands between the two, the kernel's own monitor device is the vsock point.
+Only this backend uses the kernel's vhost-vsock on a machine without it. The Relay dials the enclave's CID directly, as
+on a parent instance. There is no tap between the two: the kernel's own monitor device is the vsock point.
 
-Where the outer guest is emulated, the inner one is not emulated within the emulation: QEMU also emulates AMD's
+If the outer guest is emulated, the inner one is not emulated within the emulation: QEMU also emulates AMD's
 virtualization extension (SVM), so that the outer guest's kernel has KVM.
 """
 
@@ -33,13 +33,18 @@ from typing import Any, Final
 
 from lab.deadline import Deadline
 from lab.errors import LabError
+from lab.guest import nested_ports
+from lab.guest.agent import PORT_NAME, SHELL_PORT_NAME
+from lab.image import nested as nested_image
+from lab.image.build import APPLICATION_ROOT, PYTHON, Image, build_base
+from lab.image.nested import FOLDER, KERNEL, MODULES, RAMDISKS, TOOLS
+from lab.image.packages import cache_directory
+from lab.laboratory import PORTS
 from lab.process import LocalProcess
-from lab.qemu import nested_image, nested_monitor, nested_ports
-from lab.qemu.agent import PORT_NAME, SHELL_PORT_NAME
-from lab.qemu.backends import GUEST_DIRECTORY, PORTS, PairBackend
+from lab.qemu import nested_monitor
+from lab.qemu.backends import PairBackend
 from lab.qemu.capture import GuestCapture
 from lab.qemu.channel import GuestProcess
-from lab.qemu.image import APPLICATION_ROOT, PYTHON, Image, build_base
 from lab.qemu.machine import (
     AGENT_SOCKET,
     SHELL_SOCKET,
@@ -50,30 +55,29 @@ from lab.qemu.machine import (
     VhostVsock,
     hardware_arguments,
 )
-from lab.qemu.nested_image import FOLDER, KERNEL, MODULES, RAMDISKS, TOOLS
-from lab.qemu.packages import cache_directory
+from lab.qemu.nodes import GUEST_DIRECTORY
 from lab.qemu.security_module import VARIABLE, CuseModule
 from lab.topology import Node, Point
 from wgvsock.addresses import VMADDR_CID_ANY, VMADDR_CID_HOST, Cid, Port, StreamAddress, VsockAddress
 
 _MEMORY_MIB: Final = 2048
-"""Of the outer guest: its own files and those of the inner one, 300 MiB in all, and the inner guest's memory."""
+"""Memory of the outer guest: its own files and those of the inner one, 300 MiB in all, and the inner guest's memory."""
 
 _INNER_MEMORY_MIB: Final = 384
 _CPUS: Final = 2
 _INNER_OPTIONS: Final = "pci=lastbus=0"
-"""For the inner guest's kernel: the search for further PCI buses is 16,000 port accesses, each of which leaves KVM."""
+"""For the inner guest's kernel: a search for further PCI buses takes 16,000 port accesses, each leaving KVM."""
 
 _START: Final = ("-I", "-S", "-c", "import asyncio")
 _TAP: Final = "tap"
 _ENTRANCES: Final = 10_000
-"""The outer guest leads the host's dials to the Enclave from ports of its own, so many above the Enclave's."""
+"""Offset of the outer guest's ports that forward the host's connections to the Enclave."""
 
 _RECORDS: Final = f"{GUEST_DIRECTORY}/vsock"
 _INITRD: Final = FOLDER / "initrd"
 
 _CHANNELS: Final = {"console": "console.log", "verdict": "verdict", "agent": AGENT_SOCKET, "shell": SHELL_SOCKET}
-"""The inner guest's channels and what they are called in its folder on this machine, as `Machine` has them."""
+"""The inner guest's channels and their names in its folder on this machine, as in `Machine`."""
 
 _FILES: Final = frozenset({"console", "verdict"})
 
@@ -88,15 +92,15 @@ ip link add {nested_monitor.INTERFACE} type vsockmon
 ip link set {nested_monitor.INTERFACE} up
 test ! -c /dev/kvm || echo kvm
 """
-"""Each page of the inner guest's memory is faulted in by the outer kernel, which is slow in emulation: large ones."""
+"""The outer kernel faults in each page of the inner guest's memory, which is slow in emulation. Hence large pages."""
 
 
 class InnerMachine(Machine):
-    """The guest in the guest. Its channels end in its folder on this machine, so that only QEMU's life is another's.
+    """The guest inside the guest. Its channels end in its folder on this machine, so only QEMU's life cycle differs.
 
     Args:
-        spec: What to boot; kernel and ramdisks are those that the outer guest holds.
-        tools: QEMU's place on this machine.
+        spec: What to boot. Kernel and ramdisks are those that the outer guest holds.
+        tools: Location of QEMU on this machine.
         directory: On this machine.
         outer: The guest that it runs in.
     """
@@ -106,20 +110,20 @@ class InnerMachine(Machine):
         self._outer = outer
 
     def start(self) -> None:
-        """Start QEMU in the outer guest; returns before the inner one has booted."""
+        """Start QEMU in the outer guest. Returns before the inner one has booted."""
         (self.directory / _CHANNELS["verdict"]).write_bytes(b"")
         log = self.directory / "qemu.log"
         self._qemu = self._outer.spawn(inner_command(self.spec), name=f"QEMU {self.spec.name}", log=log)
 
     def adopt(self, description: Mapping[str, Any]) -> None:
-        """Take over the machine that another process of ours has started."""
+        """Take over the machine that another process of the laboratory started."""
         super().adopt({**description, "qemu": None})
         if description["qemu"]:
             self._qemu = self._outer.adopt_process(description["qemu"], self.directory / "qemu.log")
 
 
 class InnerVsockDevice:
-    """The inner guest's vsock, which is the outer guest's kernel's; see `lab.qemu.machine.GuestVsock`.
+    """The inner guest's vsock, served by the outer guest's kernel. See `lab.qemu.machine.GuestVsock`.
 
     Args:
         cid: The inner guest's.
@@ -137,18 +141,18 @@ class InnerVsockDevice:
 
     @property
     def specification(self) -> VhostVsock:
-        """What QEMU is to be told."""
+        """Return QEMU's options for the device."""
         return VhostVsock(self._cid)
 
     def start(self, deadline: Deadline) -> None:
-        """Nothing: QEMU itself opens the device."""
+        """Nothing to do: QEMU itself opens the device."""
 
     def address(self, port: Port) -> StreamAddress:
-        """The address in the outer guest, the only machine that reaches it."""
+        """Return the address in the outer guest, the only machine that reaches it."""
         return VsockAddress(self._cid, port)
 
     def serve(self, port: Port, path: Path) -> None:
-        """Lead what the inner guest dials to a Unix socket of this machine: two hops, both over vsock."""
+        """Forward the inner guest's connections to a Unix socket of this machine: two hops, both over vsock."""
         self._way_out.serve(port, path)
         listen, upstream = VsockAddress(VMADDR_CID_ANY, port), VsockAddress(VMADDR_CID_HOST, port)
         argv = [PYTHON, "-m", "lab.qemu.forward", "--peer", str(self._cid), str(listen), str(upstream)]
@@ -156,23 +160,24 @@ class InnerVsockDevice:
         self._forwarder.wait_for_line("ready", Deadline(20, scale=self._outer.scale))
 
     def stop(self) -> None:
-        """End the forwarder; idempotent."""
+        """End the forwarder. Idempotent."""
         if self._forwarder is not None:
             self._forwarder.kill()
 
     def describe(self) -> dict[str, Any] | None:
-        """What `adopt` needs, as JSON values."""
+        """Return what `adopt` needs, as JSON values."""
         return self._forwarder.describe() if self._forwarder is not None else None
 
     def adopt(self, description: Mapping[str, Any] | None) -> None:
-        """Take over what another process of ours has started."""
+        """Take over what another process of the laboratory started."""
         self._forwarder = self._outer.adopt_process(description, self._log) if description else None
 
 
 class NestedBackend(PairBackend):
-    """The node is a guest with the kernel's vhost-vsock, the enclave a guest in it; see `lab.backend.Backend`."""
+    """The node is a guest with the kernel's vhost-vsock, the enclave a guest inside it. See `lab.backend.Backend`."""
 
     name = "nested"
+    takes = "some minutes: one guest emulates another"
     boot_deadline = 300.0
     inner_accelerator = "tcg"
 
@@ -187,20 +192,19 @@ class NestedBackend(PairBackend):
 
     @classmethod
     def prepare(cls) -> None:
-        """Fill the cache, also with what the outer guest has beside an ordinary one's files."""
+        """Fill the cache, including the outer guest's additional files."""
         super().prepare()
         base = build_base(cache_directory())
         nested_image.pinned_part(base.kernel, base.ramdisk, cache_directory())
 
     def state(self) -> dict[str, Any]:
-        """What `attach` needs, as JSON values."""
+        """Return what `attach` needs, as JSON values."""
         return {**super().state(), "inner_accelerator": self.inner_accelerator}
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Take over both guests and what runs in them."""
         self.inner_accelerator = state["inner_accelerator"]
         super().adopt(state)
-        self._connect_controls()
 
     # -- the two guests ------------------------------------------------------------------------------------------------
 
@@ -213,7 +217,7 @@ class NestedBackend(PairBackend):
         return {node: guests[node] for node in (Node.NODE, Node.ENCLAVE)}
 
     def _boot(self) -> None:
-        """One after the other, as one is in the other."""
+        """Start them in order, because one is inside the other."""
         for node, cid in self._guests().items():
             self._start(node, cid)
             self._machines[node].wait_ready(Deadline(self.boot_deadline))
@@ -222,7 +226,7 @@ class NestedBackend(PairBackend):
         self.scale = max(self._start_ratio(), *(machine.scale for machine in self._machines.values()))
 
     def _start_ratio(self) -> float:
-        """How much longer a command takes to start in the inner guest than here: page faults weigh more than loops."""
+        """Return how much longer a command takes to start in the inner guest: page faults weigh more than loops."""
         inner = self._machines[Node.ENCLAVE]
         there = _seconds(lambda: inner.run([PYTHON, *_START], deadline=Deadline(60, scale=inner.scale)).check())
         here = _seconds(lambda: subprocess.run([sys.executable, *_START], check=True))
@@ -232,7 +236,7 @@ class NestedBackend(PairBackend):
         outer = self._machines[Node.NODE]
         prepared = outer.run(["sh", "-c", _PREPARE], deadline=Deadline(30, scale=outer.scale)).check()
         self.inner_accelerator = prepared.stdout.decode().strip() or "tcg"
-        argv = [PYTHON, "-m", "lab.qemu.nested_ports", str(FOLDER), *_CHANNELS]
+        argv = [PYTHON, "-m", "lab.guest.nested_ports", str(FOLDER), *_CHANNELS]
         self.spawn_in(outer, argv, name="ports").wait_for_line(nested_ports.READY, Deadline(20, scale=outer.scale))
 
     def _place(self, node: Node, cid: Cid) -> None:
@@ -263,10 +267,10 @@ class NestedBackend(PairBackend):
         return folder
 
     def reboot_enclave(self, *, cid: Cid | None = None, image: Image | None = None) -> None:
-        """End the inner guest and boot it again, with another CID if wanted.
+        """End the inner guest and boot it again, with another CID if requested.
 
         Raises:
-            LabError: Another image is wanted: the outer guest holds only one.
+            LabError: Another image is requested: the outer guest holds only one.
         """
         if image is not None:
             raise LabError("nested cannot boot another image", why="the outer guest holds only one", fix="LAB=pair")
@@ -275,23 +279,23 @@ class NestedBackend(PairBackend):
             self.tap.follow(self.enclave_cid)
 
     def dial_enclave(self, port: Port) -> socket.socket:
-        """A stream to the enclave from the outer guest, its parent, which is reached through its own vsock."""
+        """Open a stream to the enclave from the outer guest, its parent, which is reached through its own vsock."""
         return self._dial_from_node_guest(port, Port(port + _ENTRANCES))
 
     @property
     def boot_seconds(self) -> dict[str, float]:
-        """How long each guest took from QEMU's start until it was ready."""
+        """Return how long each guest took from QEMU's start until it was ready."""
         return {machine.spec.name: machine.boot_seconds for machine in self._machines.values()}
 
     # -- the vsock point -----------------------------------------------------------------------------------------------
 
     def relay_address(self, port: Port) -> StreamAddress:
-        """The inner guest itself."""
+        """Return the inner guest itself."""
         return self._enclave_side(port)
 
     def _start_tap(self) -> LocalProcess:
         outer = self._machines[Node.NODE]
-        argv = [PYTHON, f"/{APPLICATION_ROOT}/lab/qemu/watch.py", nested_monitor.INTERFACE]
+        argv = [PYTHON, f"/{APPLICATION_ROOT}/lab/guest/recorder.py", nested_monitor.INTERFACE]
         process = outer.spawn(argv, name=_TAP, log=self.directory / f"logs/{_TAP}.log", stdout=_RECORDS)
         self._guest_processes.append((outer.spec.name, process))
         return process
@@ -299,14 +303,14 @@ class NestedBackend(PairBackend):
     def _connect_controls(self) -> None:
         super()._connect_controls()
         process = self.process(_TAP)
-        if isinstance(process, GuestProcess):  # an attached laboratory gets it later, see `adopt`
+        if isinstance(process, GuestProcess):
             capture = GuestCapture(Point.VSOCK, self._machines[Node.NODE], process, _RECORDS, self.deadline)
             recording = self.directory / "vsock.pcap"
             self.tap = nested_monitor.VsockMonitor(capture, recording, self.enclave_cid, PORTS)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """How long something takes at best; the first time an emulator has to translate it too."""
+    """Return the shortest time of several calls. The first includes the emulator's translation."""
     taken = []
     for _ in range(2):
         start = time.monotonic()
@@ -316,7 +320,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def outer_ports(folder: Path) -> tuple[str, ...]:
-    """QEMU's options for the outer guest's ports that lead to the inner guest's channels in its folder."""
+    """Return QEMU's options for the outer guest's ports to the inner guest's channels in its folder."""
     options: list[str] = []
     for name, file in _CHANNELS.items():
         port = nested_ports.PREFIX + name
@@ -327,7 +331,7 @@ def outer_ports(folder: Path) -> tuple[str, ...]:
 
 
 def inner_command(spec: MachineSpec) -> list[str]:
-    """The inner guest's QEMU as the outer guest runs it."""
+    """Return the inner guest's QEMU as the outer guest runs it."""
     image = Image(KERNEL, (), spec.image.command_line)
     channels = [option for name in _CHANNELS for option in ("-chardev", f"socket,id={name},path={FOLDER}/{name}.sock")]
     return [

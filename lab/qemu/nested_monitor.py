@@ -1,8 +1,8 @@
 """The vsock point of `nested`: what the outer guest's kernel shows of its AF_VSOCK at a monitor interface.
 
-No process stands between the Relay and the Enclave there. The kernel's vsockmon device (linux/vsockmon.h) gives a copy
-of every vsock packet with a header of its own, as a network interface would; a capture at it is turned into the
-recording that the tap of other backends writes, so that everything that reads one reads the other.
+No process stands between the Relay and the Enclave there. The kernel's vsockmon device (linux/vsockmon.h) provides a
+copy of every vsock packet with a special header, like a network interface. A capture at it is converted to the format
+that the tap of other backends records, so that the same code reads both.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from lab.backend import PacketCapture
-from lab.capture import LINKTYPE_USER0, CapturedPacket, write_pcap_header, write_pcap_record
 from lab.errors import LabError
-from lab.tap import PSEUDO_HEADER, Kind, TapControl
+from lab.guest.packets import LINKTYPE_USER0, CapturedPacket, write_pcap_header, write_pcap_record
+from lab.watch.capture import PacketCapture
+from lab.watch.tap import PSEUDO_HEADER, Kind, TapControl
 from wgvsock.addresses import Cid, UnixAddress
 
 INTERFACE: Final = "vsockmon0"
@@ -26,7 +26,7 @@ _LENGTH: Final = struct.Struct("<24xI")  # virtio_vsock_hdr: CIDs, ports, then t
 
 
 class Operation(IntEnum):
-    """What a vsock packet is about (``AF_VSOCK_OP_…``)."""
+    """The operation of a vsock packet (``AF_VSOCK_OP_…``)."""
 
     CONNECT = 1
     DISCONNECT = 2
@@ -35,13 +35,13 @@ class Operation(IntEnum):
 
 
 class VsockMonitor(TapControl):
-    """The tap's reading half, made of a capture at the monitor interface; it cannot break anything.
+    """The tap's reading half, built on a capture at the monitor interface. It cannot inject faults.
 
     Args:
-        capture: At `INTERFACE`, from before the first connection on.
-        recording: Written here, as the tap writes its own.
-        enclave: Only what goes to and comes from this CID is of interest.
-        ports: The Enclave's: only what is dialled there is of interest.
+        capture: At `INTERFACE`, since before the first connection.
+        recording: The file that is written, in the tap's format.
+        enclave: Only traffic to and from this CID counts.
+        ports: The Enclave's ports: only connections to them count.
     """
 
     def __init__(self, capture: PacketCapture, recording: Path, enclave: Cid, ports: Iterable[int]) -> None:
@@ -56,7 +56,7 @@ class VsockMonitor(TapControl):
             write_pcap_header(stream, LINKTYPE_USER0)
 
     def refresh(self) -> None:
-        """Append what has passed since the last time."""
+        """Append what has passed since the last call."""
         packets = self._capture.packets()
         new, self._seen = packets[self._seen :], len(packets)
         with self.recording.open("ab") as stream:
@@ -65,12 +65,12 @@ class VsockMonitor(TapControl):
                     write_pcap_record(stream, packet.time, record)
 
     def follow(self, enclave: Cid) -> None:
-        """The enclave has another CID from now on."""
+        """Change the enclave's CID."""
         self.refresh()
         self._enclave = enclave
 
     def _record(self, packet: CapturedPacket) -> bytes | None:
-        """The tap's record of a packet; None for what the tap would not see either, such as the stream's credit."""
+        """Return the tap's record of a packet, or None for what the tap would not see, such as the stream's credit."""
         source, target, source_port, target_port, operation, _, header = _HEADER.unpack_from(packet.data)
         if (target, target_port in self._ports) == (self._enclave, True):
             kind, port, peer = Kind.TO_ENCLAVE, target_port, source_port
@@ -92,10 +92,10 @@ class VsockMonitor(TapControl):
                 return None
 
     def _payload(self, number: int, data: bytes, header: int) -> bytes:
-        """What one packet carries.
+        """Return the payload of one packet.
 
-        vhost-vsock cuts a packet to the guest's receive buffers, and shows the monitor the whole of it with each cut,
-        whose length alone is right (virtio_transport_build_skb of Linux 6.12).
+        vhost-vsock splits a packet to the guest's receive buffers, and shows the monitor the whole packet with each
+        part. Only the length is that of the part (virtio_transport_build_skb of Linux 6.12).
         """
         (length,) = _LENGTH.unpack_from(data, _HEADER.size)
         payload = data[_HEADER.size + header :]
@@ -110,6 +110,6 @@ class VsockMonitor(TapControl):
             return {}  # there is nothing to end
         raise LabError(
             f"the vsock point cannot {request['verb']}",
-            why="nothing stands between the Relay and the Enclave here but the kernel",
+            why="only the kernel stands between the Relay and the Enclave here",
             fix="LAB=pair has a tap",
         )

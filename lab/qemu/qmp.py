@@ -10,13 +10,13 @@ from lab.qemu.errors import GuestError
 
 
 class Qmp:
-    """A session: one JSON object a line each way, events in between.
+    """A session: one JSON object per line in each direction, with events in between.
 
     Args:
         sock: Connected to QEMU's ``-qmp`` socket.
 
     Raises:
-        GuestError: What answers is no QMP server.
+        GuestError: The other end is not a QMP server.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -41,7 +41,7 @@ class Qmp:
                 raise GuestError(f"QEMU refused {command}", why=answer["error"].get("desc", ""))
 
     def close(self) -> None:
-        """Hang up; idempotent."""
+        """Close the session. Idempotent."""
         self._stream.close()
         self._sock.close()
 

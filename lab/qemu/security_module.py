@@ -1,7 +1,7 @@
-"""How the signer on this machine becomes /dev/nsm in the enclave's guest: by a daemon in it, or as a virtio device.
+"""How the signer becomes /dev/nsm in the enclave's guest: through a daemon in it, or as a virtio device.
 
-The daemon (CUSE) works with every QEMU and kernel that the laboratory knows, and is the default. The device is served
-by the kernel's own nsm driver, as on Nitro, and needs a QEMU that lends a device of any kind to another process: the
+The daemon (CUSE) works with every QEMU and kernel of the laboratory, and is the default. The device is served by the
+kernel's own nsm driver, as on Nitro, and needs a QEMU in which another process can provide any kind of device: the
 pinned one of the packages' group ``host-virtio``. `VARIABLE` chooses.
 """
 
@@ -16,8 +16,8 @@ from typing import Final, Protocol
 
 from lab.deadline import Deadline
 from lab.errors import LabError
+from lab.image.build import PYTHON
 from lab.process import LocalProcess
-from lab.qemu.image import PYTHON
 from lab.qemu.machine import GuestVsock, Machine
 from lab.virtio.nsm import DEVICE_ID
 from wgvsock.addresses import Port
@@ -29,27 +29,27 @@ DEVICE: Final = "/dev/nsm"
 
 
 class Laboratory(Protocol):
-    """What a security module needs of the laboratory whose enclave it is for: see `lab.qemu.backends.GuestBackend`."""
+    """What a security module needs from the laboratory of its enclave. See `lab.qemu.backends.GuestBackend`."""
 
     directory: Path
     signer_port: Port
 
     @property
     def signer_socket(self) -> Path:
-        """Where the signer answers for the enclave."""
+        """Return the address at which the signer answers for the enclave."""
         ...
 
     @property
     def enclave_guest(self) -> Machine:
-        """The guest that the Enclave runs in."""
+        """The Enclave's guest."""
         ...
 
     def deadline(self, seconds: float) -> Deadline:
-        """In the guests' time."""
+        """Return a deadline in the guests' time."""
         ...
 
     def process(self, name: str) -> LocalProcess | None:
-        """The newest process of a name that still runs, here or in a guest."""
+        """Return the newest running process of a name, here or in a guest."""
         ...
 
     def spawn_here(self, argv: Sequence[str], *, name: str) -> LocalProcess:
@@ -62,16 +62,16 @@ class Laboratory(Protocol):
 
 
 class SecurityModule(Protocol):
-    """Leads from a signer to an enclave guest's /dev/nsm."""
+    """The connection from a signer to an enclave guest's /dev/nsm."""
 
     name: str
     """The value of `VARIABLE`."""
 
     packages: str
-    """The group of pinned packages that has the QEMU for it."""
+    """The group of pinned packages with the QEMU for it."""
 
     served_by: str
-    """By what the device is there, in words."""
+    """How the device is provided, in words."""
 
     own_processes: tuple[str, ...]
     """Names of its processes on this machine."""
@@ -80,16 +80,16 @@ class SecurityModule(Protocol):
         """Start what has to run before the guests."""
 
     def options(self) -> tuple[str, ...]:
-        """What QEMU is to be told of it, for the enclave's guest."""
+        """Return QEMU's options for the enclave's guest."""
 
     def power_on(self, vsock: GuestVsock) -> None:
-        """The enclave's guest is about to be started, with this vsock device."""
+        """Prepare for the start of the enclave's guest with this vsock device."""
 
     def boot(self) -> None:
-        """/dev/nsm is there after this, with registers as a boot leaves them.
+        """Provide /dev/nsm, with registers as after a boot.
 
         Raises:
-            LabError: It did not come.
+            LabError: It did not appear.
         """
 
     def processes(self) -> set[int]:
@@ -97,10 +97,10 @@ class SecurityModule(Protocol):
 
 
 class CuseModule:
-    """The daemon `lab.cuse.nsm` in the guest, which reaches the signer over vsock.
+    """The daemon `lab.guest.cuse.nsm` in the guest, which reaches the signer over vsock.
 
     Args:
-        lab: Whose enclave it is for.
+        lab: The enclave's laboratory.
     """
 
     name = "cuse"
@@ -112,10 +112,10 @@ class CuseModule:
         self._lab = lab
 
     def raise_up(self) -> None:
-        """Nothing."""
+        """Nothing to start."""
 
     def options(self) -> tuple[str, ...]:
-        """Nothing."""
+        """No options."""
         return ()
 
     def power_on(self, vsock: GuestVsock) -> None:
@@ -123,11 +123,11 @@ class CuseModule:
         vsock.serve(self._lab.signer_port, self._lab.signer_socket)
 
     def boot(self) -> None:
-        """Start the daemon anew: one connection to the signer is one boot."""
+        """Restart the daemon: one connection to the signer is one boot."""
         if (daemon := self._daemon()) is not None:
             daemon.kill()
             self._lab.deadline(10).poll(lambda: not has_device(self._lab), f"{DEVICE} to go")
-        argv = [PYTHON, "-m", "lab.cuse.nsm", "--port", str(self._lab.signer_port)]
+        argv = [PYTHON, "-m", "lab.guest.cuse.nsm", "--port", str(self._lab.signer_port)]
         self._lab.spawn_in(self._lab.enclave_guest, argv, name=self.name)
         self._lab.deadline(10).poll(lambda: has_device(self._lab), DEVICE)
 
@@ -141,10 +141,10 @@ class CuseModule:
 
 
 class VirtioModule:
-    """The device that `lab.virtio.nsm` on this machine lends to QEMU, and the kernel's driver for it in the guest.
+    """The device that `lab.virtio.nsm` on this machine provides to QEMU, and the kernel's driver for it in the guest.
 
     Args:
-        lab: Whose enclave it is for.
+        lab: The enclave's laboratory.
     """
 
     name = "virtio"
@@ -161,30 +161,30 @@ class VirtioModule:
         return self._lab.directory / "nsm/virtio.sock"
 
     def raise_up(self) -> None:
-        """Start the device's process: it waits for QEMU, and for the next one."""
+        """Start the device's process. It waits for QEMU, and then for the next one."""
         argv = ["--socket", str(self._socket), "--signer", str(self._lab.signer_socket)]
         process = self._lab.spawn_here([sys.executable, "-m", "lab.virtio.nsm", *argv], name=self._PROCESS)
         process.wait_for_line("ready", self._lab.deadline(20))
 
     def options(self) -> tuple[str, ...]:
-        """The device, and where it is served."""
+        """Return the device, and the socket on which it is served."""
         device = f"vhost-user-test-device-pci,virtio-id={DEVICE_ID},num_vqs=1,chardev=nsm"
         return ("-chardev", f"socket,id=nsm,path={self._socket}", "-device", device)
 
     def power_on(self, vsock: GuestVsock) -> None:
-        """Nothing: no vsock leads to the signer."""
+        """Nothing to prepare: no vsock leads to the signer."""
 
     def boot(self) -> None:
-        """Load the driver, where it is not loaded yet, and have the device begin another boot."""
+        """Load the driver, unless it is loaded, and let the device begin another boot."""
         process = self._lab.process(self._PROCESS)
         if process is None:
-            raise LabError(f"cannot begin a boot of {DEVICE}", why=f"{self._PROCESS} does not run")
+            raise LabError(f"cannot begin a boot of {DEVICE}", why=f"{self._PROCESS} is not running")
         self._lab.enclave_guest.run(["modprobe", "nsm"]).check()
         self._lab.deadline(10).poll(lambda: has_device(self._lab), DEVICE)
         process.signal(signal.SIGHUP)
 
     def processes(self) -> set[int]:
-        """None: the driver is the kernel's."""
+        """An empty set, because the driver is part of the kernel."""
         return set()
 
 
@@ -194,7 +194,7 @@ _KINDS: Final[dict[str, type[CuseModule | VirtioModule]]] = {
 
 
 def kind(name: str) -> type[CuseModule | VirtioModule]:
-    """The one of a name.
+    """Return the security module of a name.
 
     Raises:
         LabError: There is none.

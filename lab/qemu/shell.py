@@ -1,8 +1,8 @@
-"""A shell, or a command, in a guest: ``python -m lab.qemu.shell SOCKET -- argv…``; the exit code is the command's.
+"""A shell, or a command, in a guest: ``python -m lab.qemu.shell SOCKET -- argv…``. The exit code is the command's.
 
-The command has a terminal exactly if this one has; otherwise all of standard input is read first, and output and error
-stay apart, byte by byte. It has a virtio-serial port of its own, so that a person's shell and the laboratory's
-requests do not meet.
+The command has a terminal exactly if this one has. Otherwise all of standard input is read first, and output and error
+stay separate, byte by byte. It has its own virtio-serial port, so that a person's shell and the laboratory's requests
+do not interfere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lab.qemu.channel import Channel
 from lab.qemu.errors import GuestError
 from lab.qemu.machine import connected
 
-_QUEUE_DEADLINE: Final = 180.0  # seconds; Ansible's modules need tens of them each in an emulated processor
+_QUEUE_DEADLINE: Final = 180.0  # seconds: Ansible's modules need tens of them each on an emulated processor
 
 
 def main(argv: list[str]) -> int:
@@ -43,10 +43,10 @@ def main(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _reserved(path: Path, deadline: Deadline) -> Iterator[None]:
-    """The port serves one at a time: commands queue for it, and nobody waits for ever behind a person's shell.
+    """Lock the port, which serves one process at a time. Commands queue for it, but not for ever.
 
     Raises:
-        GuestError: Another keeps it.
+        GuestError: Another process keeps it.
     """
     with path.open("w") as lock:
         try:
@@ -86,7 +86,7 @@ def _in_terminal(channel: Channel, command: list[str]) -> int:
 
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
-    """Every key goes to the guest, Ctrl-C too."""
+    """Send every key to the guest, including Ctrl-C."""
     before = termios.tcgetattr(sys.stdin)
     tty.setraw(sys.stdin)
     try:

@@ -8,8 +8,8 @@
     │ lab.nsm.server ◄── lab.qemu.forward, AF_VSOCK, for that CID   │◄──┤ /dev/nsm (CUSE)    │
     └───────────────────────────────────────────────────────────────┘   └────────────────────┘
 
-This is the one place where the laboratory uses this machine's AF_VSOCK. Where the module vsock_loopback is loaded, the
-Relay dials the tap over AF_VSOCK as well, else over a Unix socket.
+Only here does the laboratory use this machine's AF_VSOCK. If the module vsock_loopback is loaded, the Relay dials the
+tap over AF_VSOCK as well, otherwise over a Unix socket.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lab.backend import Unavailable
-from lab.cuse.nsm import SIGNER_PORT
 from lab.deadline import Deadline
-from lab.errors import LabError
+from lab.errors import LabError, Unavailable
+from lab.guest.cuse.nsm import SIGNER_PORT
+from lab.image.build import Image
+from lab.laboratory import PORTS
 from lab.process import LocalProcess
-from lab.qemu.backends import PORTS, GuestBackend
-from lab.qemu.image import Image
+from lab.qemu.backends import GuestBackend
 from lab.qemu.machine import GuestVsock, VhostVsock
 from wgvsock.addresses import (
     VMADDR_CID_ANY,
@@ -54,7 +54,7 @@ _ATTEMPTS: Final = 16
 
 
 class VhostBackend(GuestBackend):
-    """The enclave is a guest on the kernel's vhost-vsock; everything else stays on this machine."""
+    """The enclave is a guest on the kernel's vhost-vsock, and everything else stays on this machine."""
 
     name = "vhost"
 
@@ -64,17 +64,17 @@ class VhostBackend(GuestBackend):
         self._loopback = LOOPBACK_MODULE.exists()
 
     def _set_first_port(self, port: int) -> None:
-        """All of this machine shares one range of ports: which of them are ours."""
+        """The ports of this laboratory. The whole machine shares one range."""
         self._first_port = port
         self.signer_port = Port(port + SIGNER_PORT)
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
-        """The device, ours to use, and what every guest needs."""
+        """Requires permission to use the device, and what every guest needs."""
         return device_unavailable(DEVICE) or super().unavailable()
 
     def state(self) -> dict[str, Any]:
-        """What `attach` needs, as JSON values."""
+        """Return what `attach` needs, as JSON values."""
         return {**super().state(), "first_port": self._first_port}
 
     def adopt(self, state: Mapping[str, Any]) -> None:
@@ -83,12 +83,12 @@ class VhostBackend(GuestBackend):
         super().adopt(state)
 
     def up(self) -> None:
-        """Choose a CID, then raise everything as with any guest."""
+        """Choose a CID, then start everything as with any guest."""
         self.enclave_cid = free_cid()
         super().up()
 
     def reboot_enclave(self, *, cid: Cid | None = None, image: Image | None = None) -> None:
-        """As with any guest; the tap is told where the enclave is now."""
+        """Boot again as with any guest. The tap is told the enclave's new address."""
         super().reboot_enclave(cid=cid, image=image)
         for port in PORTS:
             self.tap.reroute(port, self._enclave_side(port))
@@ -103,7 +103,7 @@ class VhostBackend(GuestBackend):
 
 
 class KernelVsockDevice:
-    """The host's side of a guest on vhost-vsock; see `lab.qemu.machine.GuestVsock`.
+    """The host's side of a guest on vhost-vsock. See `lab.qemu.machine.GuestVsock`.
 
     Args:
         cid: The guest's.
@@ -117,41 +117,41 @@ class KernelVsockDevice:
 
     @property
     def specification(self) -> VhostVsock:
-        """What QEMU is to be told."""
+        """Return QEMU's options for the device."""
         return VhostVsock(self._cid)
 
     def start(self, deadline: Deadline) -> None:
-        """Nothing: QEMU itself opens the device."""
+        """Nothing to do: QEMU itself opens the device."""
         del deadline
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def address(self, port: Port) -> VsockAddress:
-        """Where the host reaches a port of the guest."""
+        """Return the address at which the host reaches a port of the guest."""
         return VsockAddress(self._cid, port)
 
     def serve(self, port: Port, path: Path) -> None:
-        """Lead what the guest dials to a Unix socket, by a process that listens for this guest alone."""
+        """Forward the guest's connections to a Unix socket, with a process that accepts only this guest."""
         ends = (VsockAddress(VMADDR_CID_ANY, port), UnixAddress(str(path)))
         argv = [sys.executable, "-m", "lab.qemu.forward", "--peer", str(self._cid), *map(str, ends)]
         self._forwarder = LocalProcess.start("forwarder", argv, log=self._directory / "forward.log")
         self._forwarder.wait_for_line("ready", Deadline(20))
 
     def describe(self) -> dict[str, Any] | None:
-        """What `adopt` needs, as JSON values."""
+        """Return what `adopt` needs, as JSON values."""
         return self._forwarder.describe() if self._forwarder is not None else None
 
     def adopt(self, description: Mapping[str, Any] | None) -> None:
-        """Take over the process that another process of ours has started."""
+        """Take over the process that another process of the laboratory started."""
         self._forwarder = LocalProcess.adopt(description) if description else None
 
     def stop(self) -> None:
-        """End it; idempotent."""
+        """End it. Idempotent."""
         if self._forwarder is not None:
             self._forwarder.kill()
 
 
 def device_unavailable(device: Path) -> Unavailable | None:
-    """Why vhost-vsock cannot be used; opening its node has the kernel load the module."""
+    """Return why vhost-vsock cannot be used, or None. Opening its node makes the kernel load the module."""
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -162,10 +162,10 @@ def device_unavailable(device: Path) -> Unavailable | None:
 
 
 def free_cid(claim: Callable[[Cid], bool] | None = None) -> Cid:
-    """A CID that no guest of this machine has.
+    """Return a CID that no guest of this machine has.
 
     Args:
-        claim: Whether the kernel takes one for a guest; default: `claim_cid`.
+        claim: Returns whether the kernel accepts one for a guest. Default: `claim_cid`.
 
     Raises:
         LabError: None was found.
@@ -179,7 +179,7 @@ def free_cid(claim: Callable[[Cid], bool] | None = None) -> Cid:
 
 
 def claim_cid(cid: Cid) -> bool:
-    """Give a CID to a guest that ends at once; False: another guest has it.
+    """Assign a CID to a guest that ends at once. False: another guest has it.
 
     Raises:
         LabError: The kernel refused for another reason.

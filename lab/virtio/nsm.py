@@ -1,10 +1,10 @@
-"""``python -m lab.virtio.nsm --socket S --signer S``: the security module's virtio device, for QEMU to lend to a guest.
+"""``python -m lab.virtio.nsm --socket S --signer S``: the security module's virtio device, passed to a guest by QEMU.
 
-Linux's nsm driver (drivers/misc/nsm.c) finds it by its identifier and makes /dev/nsm of it, as on Nitro: the ioctl, its
-limits and its errors are the kernel's own. Requests and responses are passed on to the signer; no key is here.
+Linux's nsm driver (drivers/misc/nsm.c) finds it by its identifier and creates /dev/nsm from it, as on Nitro: the ioctl,
+its limits and its errors are the kernel's own. Requests and responses are forwarded to the signer. No key is here.
 
-One life of QEMU is one boot of the enclave. SIGHUP is another: the driver cannot begin anew with its device, as it does
-not reset it when it is unloaded (Linux 6.12).
+One life of QEMU is one boot of the enclave. SIGHUP starts another: the driver cannot restart with its device, because
+it does not reset the device when it is unloaded (Linux 6.12).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEVICE_ID: Final = 33
 
 
 class Boots:
-    """The signer's connections, one for each boot of the enclave, made with its first request.
+    """The signer's connections, one per boot of the enclave, made with its first request.
 
     Args:
         signer: The signer's socket.
@@ -39,7 +39,7 @@ class Boots:
         self._over = False
 
     def request(self, request: bytes) -> bytes:
-        """The module's response.
+        """Return the module's response.
 
         Raises:
             OSError: The signer is gone.
@@ -54,11 +54,11 @@ class Boots:
             raise ConnectionError(str(error)) from error
 
     def next(self) -> None:
-        """The next request is another boot's; can be called amidst one."""
+        """Let the next request start another boot. May be called during one."""
         self._over = True
 
     def end(self) -> None:
-        """Hang up. Idempotent."""
+        """Close the connection. Idempotent."""
         self._over = False
         if self._module is not None:
             self._module.close()
@@ -66,12 +66,12 @@ class Boots:
 
 
 def complain(text: str) -> None:
-    """The guest can hardly be told."""
+    """Log the problem, because the guest can hardly be told."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve one QEMU after the other until killed; ``ready`` says that the socket is there."""
+    """Serve one QEMU after another until killed. ``ready`` says that the socket exists."""
     parser = argparse.ArgumentParser(prog="lab.virtio.nsm")
     parser.add_argument("--socket", required=True, help="where QEMU connects")
     parser.add_argument("--signer", required=True, help="the enclave's socket of lab.nsm.server")
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def serve(connection: socket.socket, boots: Boots) -> None:
-    """Be the device of one QEMU until it ends."""
+    """Act as the device of one QEMU until it ends."""
     try:
         with connection:
             Backend(connection, boots.request, MAX_REQUEST_SIZE, complain).serve()

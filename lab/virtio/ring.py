@@ -1,8 +1,8 @@
 """A split virtqueue as its device sees it (Virtual I/O Device 1.2, section 2.7), on a little-endian machine.
 
-The driver puts chains of buffers into the descriptor table and their heads into the available ring; the device answers
-in the used ring. The guest writes all of it, so that nothing in it is believed: an index outside the table, a chain
-that bites its tail and a buffer outside the guest's memory are errors.
+The driver puts chains of buffers into the descriptor table and their heads into the available ring. The device answers
+in the used ring. The guest writes all of it, so nothing in it is trusted: an index outside the table, a cyclic chain
+and a buffer outside the guest's memory are errors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 MAX_SIZE: Final = 32768
-"""Entries of a split virtqueue; a power of two."""
+"""Entries of a split virtqueue, always a power of two."""
 
 _DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, flags, next
-_HEADER_SIZE: Final = 4  # flags and index, 16 bits each: of both rings
+_HEADER_SIZE: Final = 4  # flags and index, 16 bits each, of both rings
 _INDEX: Final = struct.Struct("<H")
 _USED: Final = struct.Struct("<II")  # head of the chain, bytes written
 _NEXT: Final = 1  # VIRTQ_DESC_F_NEXT
@@ -24,31 +24,31 @@ _WRITE: Final = 2  # VIRTQ_DESC_F_WRITE
 
 
 class RingError(Exception):
-    """The guest has put something into a queue or a table that cannot be there."""
+    """The guest has put an invalid value into a queue or a table."""
 
 
 class Memory(Protocol):
     """The guest's memory."""
 
     def guest(self, address: int, size: int) -> memoryview:
-        """The bytes at an address of the guest's.
+        """Return the bytes at an address of the guest.
 
         Raises:
-            RingError: They are not all in its memory.
+            RingError: They are not completely in its memory.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One entry of the queue: what the driver has written, and the room that it has for an answer."""
+    """One entry of the queue: what the driver has written, and the space for an answer."""
 
     head: int
     readable: tuple[memoryview, ...]
     writable: tuple[memoryview, ...]
 
     def answer(self, response: bytes) -> int:
-        """Write a response into the driver's buffers, cut where their room ends; how many bytes were written."""
+        """Write a response into the driver's buffers, truncated to their size. Returns the number of bytes written."""
         rest = memoryview(response)
         for buffer in self.writable:
             piece, rest = rest[: len(buffer)], rest[len(buffer) :]
@@ -57,7 +57,7 @@ class Chain:
 
 
 def gather(chains: Iterable[Chain], limit: int) -> bytes:
-    """What the driver has written in these.
+    """Return what the driver has written in these.
 
     Raises:
         RingError: It is longer than `limit` bytes.
@@ -72,7 +72,7 @@ class Virtqueue:
     """One queue.
 
     Args:
-        memory: Where the buffers are.
+        memory: Holds the buffers.
         descriptors: The descriptor table, `size` entries of 16 bytes.
         available: The available ring, at least 4 + 2 `size` bytes.
         used: The used ring, at least 4 + 8 `size` bytes.
@@ -85,18 +85,18 @@ class Virtqueue:
         self._memory = memory
         self._size = len(descriptors) // _DESCRIPTOR.size
         self._descriptors, self._available, self._used = descriptors, available, used
-        # The two indices are read and written by both sides at once: in one access each, as struct would not do it.
+        # Both sides access the two indices at once: a single access each is needed, which struct does not guarantee.
         self._available_index, self._used_index = available[2:4].cast("H"), used[2:4].cast("H")
         self.taken = taken
 
     @staticmethod
     def sizes(entries: int) -> tuple[int, int, int]:
-        """Bytes of the descriptor table, the available and the used ring."""
+        """Return the bytes of the descriptor table, the available and the used ring."""
         rings = (_HEADER_SIZE + _INDEX.size * entries, _HEADER_SIZE + _USED.size * entries)
         return (_DESCRIPTOR.size * entries, *rings)
 
     def chains(self) -> Iterator[Chain]:
-        """What the driver has made available and has not been taken yet.
+        """Yield what the driver has made available and has not been taken yet.
 
         Raises:
             RingError: The queue is not well-formed.
@@ -108,10 +108,10 @@ class Virtqueue:
             yield self._chain(head)
 
     def finish(self, chain: Chain, written: int) -> None:
-        """Give a chain back with so many bytes of answer in it."""
+        """Give a chain back with this many bytes of answer in it."""
         index = self._used_index[0]
         _USED.pack_into(self._used, _HEADER_SIZE + index % self._size * _USED.size, chain.head, written)
-        self._used_index[0] = (index + 1) & 0xFFFF  # behind the entry: x86 keeps stores in their order
+        self._used_index[0] = (index + 1) & 0xFFFF  # after the entry: x86 keeps stores in order
 
     def _chain(self, head: int) -> Chain:
         readable: list[memoryview] = []

@@ -1,8 +1,8 @@
 """The back end's half of vhost-user, as far as a device with one split virtqueue and no configuration space needs it.
 
-QEMU is the front end: over a Unix stream socket it hands over the guest's memory and two eventfds as file descriptors,
-and says where in that memory the queue is (QEMU's documentation, "Vhost-user Protocol"). All is in the machine's byte
-order. One connection is one life of QEMU.
+QEMU is the front end: over a Unix stream socket it passes the guest's memory and two eventfds as file descriptors, and
+says where in that memory the queue is (QEMU's documentation, "Vhost-user Protocol"). Everything is in the machine's
+byte order. One connection is one life of QEMU.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _NEED_REPLY: Final = 1 << 3
 _QUEUE_INDEX: Final = 0xFF
 _NO_DESCRIPTOR: Final = 1 << 8
 
-_MAX_PAYLOAD: Final = 4096  # bytes; a full table of regions has 264
+_MAX_PAYLOAD: Final = 4096  # bytes: a full table of regions has 264
 _MAX_DESCRIPTORS: Final = 8  # VHOST_MEMORY_BASELINE_NREGIONS
 
 
 class VhostUserError(Exception):
-    """QEMU sent what the protocol, or this device, does not have."""
+    """QEMU sent something that the protocol, or this device, does not support."""
 
 
 class Request(IntEnum):
@@ -72,7 +72,7 @@ _Places = Sequence[tuple[int, memoryview]]
 
 
 class GuestMemory:
-    """The guest's memory, mapped from the files that QEMU handed over.
+    """The guest's memory, mapped from the files that QEMU passed.
 
     Args:
         guest: Its pieces by the guest's addresses.
@@ -85,7 +85,7 @@ class GuestMemory:
 
     @classmethod
     def map(cls, payload: bytes, descriptors: Sequence[int]) -> GuestMemory:
-        """From the payload of SET_MEM_TABLE and what came with it.
+        """Parse the payload of SET_MEM_TABLE and the descriptors that came with it.
 
         Raises:
             VhostUserError: The two do not agree.
@@ -111,17 +111,17 @@ class GuestMemory:
         return _find(self._guest, address, size)
 
     def user(self, address: int, size: int) -> memoryview:
-        """The bytes at an address of QEMU's own: it gives the rings' places so.
+        """Return the bytes at an address of QEMU's own, which it uses for the rings.
 
         Raises:
-            RingError: They are not all in the guest's memory.
+            RingError: They are not completely in the guest's memory.
         """
         return _find(self._user, address, size)
 
 
 @dataclass(slots=True)
 class _Vring:
-    """What QEMU has said of the queue."""
+    """What QEMU has said about the queue."""
 
     size: int = 0
     addresses: tuple[int, int, int] | None = None  # descriptors, available, used: QEMU's own addresses
@@ -133,22 +133,22 @@ class _Vring:
 
     @property
     def taken(self) -> int:
-        """Where the queue is, or would begin."""
+        """The current or initial position in the queue."""
         return self.queue.taken if self.queue is not None else self.base
 
 
 @dataclass(slots=True)
 class Backend:
-    """One device during one connection of QEMU's.
+    """One device during one connection of QEMU.
 
-    The nsm driver queues a request and the room for its response as two chains, and looks for both when it is called;
-    so a request is all that there is up to the first chain with room, and the driver is called once for it.
+    The nsm driver queues a request and the buffer for its response as two chains, and looks for both when it is called.
+    So a request consists of everything up to the first chain with a buffer, and the driver is called once for it.
 
     Args:
         connection: QEMU's.
-        answer: Gives a request's response; called for one after the other.
+        answer: Returns a request's response. Called for one after another.
         request_limit: Bytes of a request.
-        complain: Takes a line about a request that could not be answered; it gets an empty response.
+        complain: Takes a line about a request that could not be answered. It gets an empty response.
     """
 
     connection: socket.socket
@@ -161,10 +161,10 @@ class Backend:
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
 
     def serve(self) -> None:
-        """Until QEMU hangs up.
+        """Serve until QEMU closes the connection.
 
         Raises:
-            VhostUserError: QEMU sent what the protocol does not have.
+            VhostUserError: QEMU sent something that the protocol does not have.
             RingError: The queue is not well-formed.
             OSError: The connection broke.
         """
@@ -190,7 +190,7 @@ class Backend:
         self._run()
 
     def _run(self) -> None:
-        """Answer what is there, which can have been asked before the queue was enabled."""
+        """Answer what is there, which may have been queued before the queue was enabled."""
         if (queue := self._vring.queue) is None or not self._vring.enabled:
             return
         for chain in queue.chains():
@@ -216,7 +216,7 @@ class Backend:
     # -- QEMU's messages -----------------------------------------------------------------------------------------------
 
     def _obey_next(self) -> bool:
-        """Take one message; False: QEMU hung up."""
+        """Handle one message. False: QEMU closed the connection."""
         head, descriptors, _, _ = socket.recv_fds(self.connection, _HEADER.size, _MAX_DESCRIPTORS)
         try:
             if not head:
@@ -228,10 +228,10 @@ class Backend:
             try:
                 request = Request(number)
             except ValueError:
-                raise VhostUserError(f"message {number} is not one for this device") from None
+                raise VhostUserError(f"message {number} is not for this device") from None
             reply = self._obey(request, payload, descriptors)
         finally:
-            for descriptor in descriptors:  # what is kept was duplicated or mapped
+            for descriptor in descriptors:  # descriptors in use were duplicated or mapped
                 os.close(descriptor)
         if reply is None and flags & _NEED_REPLY:
             reply = _NUMBER.pack(0)
@@ -242,11 +242,11 @@ class Backend:
     def _receive(self, size: int) -> bytes:
         data = receive_bytes(self.connection, size)
         if len(data) < size:
-            raise VhostUserError("QEMU hung up within a message")
+            raise VhostUserError("QEMU closed the connection within a message")
         return data
 
     def _obey(self, request: Request, payload: bytes, descriptors: Sequence[int]) -> bytes | None:
-        """The reply's payload, where the message has one of its own."""
+        """Return the reply's payload, if the message has one."""
         vring = self._vring
         match request:
             case Request.GET_FEATURES:
@@ -273,7 +273,7 @@ class Backend:
                 self._set_kick(self._eventfd(payload, descriptors))
             case Request.SET_VRING_CALL:
                 self._set_call(self._eventfd(payload, descriptors))
-                self._notify()  # what the one before it was told may be lost
+                self._notify()  # the notification of the previous one may be lost
             case Request.GET_VRING_BASE:
                 self._state(payload)
                 taken = vring.taken
@@ -296,7 +296,7 @@ class Backend:
             raise VhostUserError(f"there is no queue {index}")
 
     def _place(self) -> Virtqueue | None:
-        """The queue, once all is known of it; where it goes on if it has moved."""
+        """Set the queue up once everything is known about it, at its new position if it has moved."""
         vring = self._vring
         if vring.addresses is None or not vring.size:
             return None
@@ -309,7 +309,7 @@ class Backend:
         if number & _NO_DESCRIPTOR:
             return None
         if len(descriptors) != 1:
-            raise VhostUserError(f"{len(descriptors)} file descriptors in place of one")
+            raise VhostUserError(f"{len(descriptors)} file descriptors instead of one")
         return os.dup(descriptors[0])
 
     def _set_kick(self, kick: int | None) -> None:
@@ -326,7 +326,7 @@ class Backend:
         self._vring.call = call
 
     def _stop(self) -> None:
-        """The queue rests until it is described anew."""
+        """Stop the queue until it is described again."""
         self._set_kick(None)
         self._vring.queue = self._vring.addresses = None
         self._vring.enabled = False
@@ -343,5 +343,5 @@ def _find(places: _Places, address: int, size: int) -> memoryview:
 
 def _unpack(structure: struct.Struct, payload: bytes) -> tuple[int, ...]:
     if len(payload) < structure.size:
-        raise VhostUserError(f"a payload of {len(payload)} bytes in place of {structure.size}")
+        raise VhostUserError(f"a payload of {len(payload)} bytes instead of {structure.size}")
     return structure.unpack_from(payload)

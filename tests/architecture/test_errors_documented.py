@@ -1,4 +1,4 @@
-"""Every error code, the product's and the laboratory's, is unique to a meaning and has its line in docs/errors.md."""
+"""Every error code, the product's and the laboratory's, has a single meaning and a row in docs/errors.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def _all_errors() -> set[type[WgvsockError]]:
 
 def test_every_code_is_documented_and_no_other() -> None:
     used = {(kind.code, kind.exit_code) for kind in _all_errors()}
-    rows = re.findall(r"^\| (WGV-E\d{3}) \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    table = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (WGV-E\d{3}) \| (\d+) \|", table, re.MULTILINE)
     documented = [(code, int(exit_code)) for code, exit_code in rows]
     assert sorted(used) == sorted(documented)
 

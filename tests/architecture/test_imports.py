@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_every_import_contract_is_kept() -> None:
-    # A process of its own: the linter switches off the loggers of the one it runs in.
+    # In a separate process, because the linter switches off the loggers of the one it runs in.
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

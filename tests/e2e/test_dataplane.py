@@ -1,30 +1,26 @@
-"""Bulk, many connections and super-packets of every kind through the data plane; memory stays bounded."""
+"""Bulk data, many connections and super-packets of every kind through the data plane, with bounded memory."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lab.backend import Process
+from lab.guest.command import alone
 from lab.ladder import Ladder
-from lab.netns.backend import LAB
 from lab.topology import Node
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-BULK = (sys.executable, "-I", "-S", str(LAB / "bulk.py"))
-UDP_SEGMENTS = (sys.executable, "-I", "-S", str(LAB / "udp_segments.py"))
-PORT = "5999"
+UDP_SEGMENTS = alone("udp_segments")
 GIBIBYTE = 1 << 30
 _EMULATED = 3.0  # times as slow as this machine
 _LONGEST_PLAIN = 1500 + 16 + 32  # bytes: MTU, padding, header and tag; slow senders make super-packets of two segments
 MEMORY_LIMIT = 120
-"""MiB that either process may have had at its largest."""
+"""MiB of the largest resident set of either process."""
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 SENDERS = pytest.mark.parametrize("sender", [Node.ENCLAVE, Node.EXTERNAL], ids=["up", "down"])
@@ -38,7 +34,7 @@ NIC_OFFLOADS = (
 
 @pytest.fixture(scope="module")
 def bulk_tunnel(network: Ladder) -> Iterator[Ladder]:
-    """A new tunnel whose vsock point records nothing: a bulk transfer is not for the disk."""
+    """A new tunnel whose vsock point records nothing, because a bulk transfer would fill the disk."""
     network.clear()
     network.backend.tap.record(on=False)
     network.raise_tunnel()
@@ -49,7 +45,7 @@ def bulk_tunnel(network: Ladder) -> Iterator[Ladder]:
 
 @pytest.fixture
 def uplink_without_offloads(bulk_tunnel: Ladder) -> Iterator[Ladder]:
-    """The same with a NIC that segments, merges and sums nothing."""
+    """The same with a NIC that does not segment, merge or compute checksums."""
 
     def switch(states: dict[str, str]) -> None:
         settings = [word for setting in states.items() for word in setting]
@@ -63,47 +59,23 @@ def uplink_without_offloads(bulk_tunnel: Ladder) -> Iterator[Ladder]:
 
 
 def affordable(lab: Ladder, size: int, *, emulated: int) -> int:
-    """So many bytes, or fewer where processors are emulated."""
+    """Return this many bytes, or fewer where processors are emulated."""
     return size if lab.backend.scale < _EMULATED else emulated
-
-
-def transfer(lab: Ladder, sender: Node, *, size: int, streams: int = 1, family: int = 4) -> None:
-    """Carry bytes between the enclave, who dials, and the external host; both ends have to see the same."""
-    role = "client" if sender is Node.ENCLAVE else "server"
-    deadline = lab.backend.deadline(120)
-    options = ("--bytes", str(size), "--streams", str(streams), "--timeout", f"{deadline.remaining / 2:.0f}")
-    server = lab.backend.spawn(Node.EXTERNAL, [*BULK, "serve", PORT, role, *options], name=f"bulk-{role}")
-    server.wait_for_line("ready", deadline)
-    external = str(getattr(lab.topology, f"external{family}"))
-    done = lab.backend.run(Node.ENCLAVE, [*BULK, "dial", external, PORT, role, *options], deadline=deadline)
-    report = json.loads(done.check().stdout)
-    server.wait(deadline)
-    assert json.loads(server.output().splitlines()[-1]) == report, "the two ends saw different bytes"
-    assert (report["bytes"], report["streams"]) == (size, streams)
-
-
-def peak_memory(lab: Ladder, node: Node, process: Process | None) -> float:
-    """MiB of a service's resident set at its largest."""
-    assert process is not None
-    status = lab.backend.run(node, ["cat", f"/proc/{process.pid}/status"]).check().stdout.decode()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) / 1024
 
 
 @SENDERS
 def test_a_gibibyte_has_the_same_hash_at_both_ends(bulk_tunnel: Ladder, sender: Node) -> None:
-    transfer(bulk_tunnel, sender, size=affordable(bulk_tunnel, GIBIBYTE, emulated=GIBIBYTE >> 6))
+    bulk_tunnel.carry(sender, size=affordable(bulk_tunnel, GIBIBYTE, emulated=GIBIBYTE >> 6))
 
 
 @SENDERS
 def test_two_hundred_connections_at_once(bulk_tunnel: Ladder, sender: Node) -> None:
-    transfer(bulk_tunnel, sender, size=affordable(bulk_tunnel, 200 << 18, emulated=200 << 14), streams=200)
+    bulk_tunnel.carry(sender, size=affordable(bulk_tunnel, 200 << 18, emulated=200 << 14), streams=200)
 
 
 def test_memory_stays_bounded_through_all_of_it(bulk_tunnel: Ladder) -> None:
-    assert peak_memory(bulk_tunnel, Node.POD, bulk_tunnel.relay) < MEMORY_LIMIT
-    assert peak_memory(bulk_tunnel, Node.ENCLAVE, bulk_tunnel.enclave) < MEMORY_LIMIT
+    assert bulk_tunnel.peak_memory(Node.POD) < MEMORY_LIMIT
+    assert bulk_tunnel.peak_memory(Node.ENCLAVE) < MEMORY_LIMIT
 
 
 def test_super_packets_were_in_use(bulk_tunnel: Ladder) -> None:
@@ -113,7 +85,7 @@ def test_super_packets_were_in_use(bulk_tunnel: Ladder) -> None:
 
     assert bulk_tunnel.relay_status()["counters"]["offloads"]
     before = peer()
-    transfer(bulk_tunnel, Node.ENCLAVE, size=affordable(bulk_tunnel, 64 << 20, emulated=4 << 20))
+    bulk_tunnel.carry(Node.ENCLAVE, size=affordable(bulk_tunnel, 64 << 20, emulated=4 << 20))
     after = peer()
     assert after["profile"] == "gso"
     carried, packets = (after[name] - before[name] for name in ("rx_bytes", "rx_packets"))
@@ -124,7 +96,7 @@ def test_super_packets_were_in_use(bulk_tunnel: Ladder) -> None:
 @SENDERS
 def test_bulk_through_a_nic_without_offloads(uplink_without_offloads: Ladder, sender: Node, family: int) -> None:
     size = affordable(uplink_without_offloads, 64 << 20, emulated=4 << 20)
-    transfer(uplink_without_offloads, sender, size=size, family=family)
+    uplink_without_offloads.carry(sender, size=size, family=family)
 
 
 @FAMILIES

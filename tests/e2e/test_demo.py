@@ -1,4 +1,4 @@
-"""``python -m lab demo`` as people run it, with root's rights and in a user namespace."""
+"""``python -m lab demo`` as users run it, as root and in a user namespace."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lab.guest.servers import MANY
 from lab.ladder import Ladder
-from lab.servers import MANY
 from lab.topology import Node
 
 pytestmark = pytest.mark.lab

@@ -1,4 +1,4 @@
-"""An application's packet on its way out: the paper's eight steps, one test each, on one UDP exchange."""
+"""The path of an application's outgoing packet: the paper's eight steps, one test each, on one UDP exchange."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from scapy.contrib.wireguard import WireguardTransport
 
 from lab.ladder import Ladder
-from lab.observation import Observation, Sighting
-from lab.tap import Kind
 from lab.topology import Node, Point
+from lab.watch.observation import Observation, Sighting
+from lab.watch.tap import Kind
 
 pytestmark = pytest.mark.lab
 

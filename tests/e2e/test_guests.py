@@ -11,12 +11,12 @@ from typing import cast
 import pytest
 
 from lab.backends import backend_class
-from lab.eif.build import from_image
-from lab.eif.format import measure
+from lab.image.build import build as build_image
+from lab.image.cpio import File
+from lab.image.eif import measure
+from lab.image.enclave import from_image
 from lab.ladder import PROBE, Ladder
 from lab.qemu.backends import GuestBackend
-from lab.qemu.cpio import File
-from lab.qemu.image import build as build_image
 from lab.qemu.machine import VsockDevice
 from lab.topology import Node
 from lab.virtio.nsm import DEVICE_ID
@@ -117,7 +117,7 @@ def wait_until_the_relay_knows(lab: Ladder) -> None:
 
 
 def start_and_attest(lab: Ladder) -> None:
-    """Start the Enclave, and have the Relay look at it without waiting for its back-off, which has become long."""
+    """Start the Enclave, and make the Relay check it without waiting for its back-off, which has become long."""
     lab.start_enclave()
     lab.backend.deadline(20).poll(lambda: lab.backend.status(Node.ENCLAVE), "the Enclave to answer")
     lab.attest_again()

@@ -1,8 +1,8 @@
-"""A hostile peer with valid keys sends every kind of malformed virtio-net header: the kernel sees none of them.
+"""A hostile peer with valid keys sends every kind of malformed virtio-net header, and the kernel sees none of them.
 
-The honest end is a bare tunnel with a real TUN in a namespace of its own; the hostile end is this process, which seals
-whatever it likes. Each packet that our check lets pass has to be one that the kernel takes, so that the check is
-neither too wide nor a guess.
+The honest end is a bare tunnel with a real TUN in a separate namespace. The hostile end is this process, which seals
+anything. The kernel has to accept each packet that the check lets pass, so that the check is neither too permissive nor
+a guess.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wgvsock.addresses import UnixAddress
 from wgvsock.framing import FrameDecoder, Framing
 from wgvsock.transports.sockets import connect_stream
 from wgvsock.virtio_net import HEADER_LENGTH, ZERO_HEADER, HeaderFault, check_header
-from wgvsock.wireguard import Device, Peer, Profile
+from wgvsock.wireguard import Device, Peer, Profile, seal_into
 from wgvsock.wireguard.primitives import public_key
 
 pytestmark = [pytest.mark.lab]
@@ -54,12 +54,12 @@ def ipv4(protocol: int, payload: bytes, destination: str = HONEST) -> bytes:
 
 
 def tcp(size: int) -> bytes:
-    """A TCP segment to a port that nobody listens on."""
+    """A TCP segment to a port on which nothing listens."""
     return struct.pack(">HHIIBBHHH", 4000, 4001, 1, 1, 0x50, 0x10, 1000, 0, 0) + bytes(size)
 
 
 def udp(size: int) -> bytes:
-    """A datagram to a port that nobody listens on."""
+    """A datagram to a port on which nothing listens."""
     return struct.pack(">HHHH", 4000, 4001, 8 + size, 0) + bytes(size)
 
 
@@ -81,7 +81,7 @@ INTERESTING: Final = [0, 1, 6, 8, 10, 16, 20, 28, 40, 1000, 1460, 3000, 3028, 30
 
 
 def hostile_packet(draw: random.Random) -> bytes:
-    """A header that is right in most fields and wrong in some, before a packet that is sometimes damaged as well."""
+    """A header with mostly right and some wrong fields, before a packet that is sometimes damaged as well."""
     packet = bytearray(draw.choice(BASES))
     protocol = packet[9]
     gso_type = {TCP: 1, UDP: 5}.get(protocol, 0) if len(packet) > 1000 else 0
@@ -97,7 +97,7 @@ def hostile_packet(draw: random.Random) -> bytes:
 
 
 class HostilePeer:
-    """Holds the relay's keys and seals without looking."""
+    """Holds the relay's keys and seals without any check."""
 
     def __init__(self) -> None:
         self.device = Device(random=os.urandom, wall_clock=time.time_ns, packet_headroom=HEADER_LENGTH)
@@ -114,7 +114,7 @@ class HostilePeer:
         self.news = asyncio.Event()
 
     async def connect(self, path: str) -> None:
-        """Connect and shake hands."""
+        """Connect and complete a handshake."""
         self.loop = asyncio.get_running_loop()
         self.socket = await connect_stream(UnixAddress(path), deadline=self.loop.time() + 10)
         self.reading = self.loop.create_task(self.read())
@@ -129,7 +129,7 @@ class HostilePeer:
         self.socket.close()
 
     async def read(self) -> None:
-        """Take in all that comes back: answers, refusals, keepalives."""
+        """Receive everything that comes back: answers, refusals, keepalives."""
         decoder = FrameDecoder(Framing.NATIVE)
         while length := await self.loop.sock_recv_into(self.socket, decoder.receive_buffer()):
             for datagram in decoder.received(length):
@@ -151,10 +151,10 @@ class HostilePeer:
             await self.loop.sock_sendall(self.socket, len(datagram).to_bytes(4, "big") + datagram)
 
     async def send(self, packet: bytes) -> None:
-        """Seal and send one packet with its header, whatever it is."""
+        """Seal and send one packet with its header, without any check."""
         room = memoryview(bytearray(packet) + bytearray(16))
         sealed = memoryview(bytearray(len(packet) + 64))
-        length = self.peer.seal_into(room, len(packet), sealed, time.monotonic())
+        length = seal_into(self.peer, room, len(packet), sealed, time.monotonic())
         await self.loop.sock_sendall(self.socket, length.to_bytes(4, "big") + bytes(sealed[:length]))
 
     async def ping(self, number: int) -> None:
@@ -166,7 +166,7 @@ class HostilePeer:
 
 
 class HonestEnd:
-    """A bare tunnel in an unnamed namespace that ends with it; it forwards to a NIC that segments nothing."""
+    """A bare tunnel in a temporary namespace, which forwards to a NIC that does not segment."""
 
     def __init__(self, stream: Path) -> None:
         command = (sys.executable, "-m", "benchmarks.endpoint", "enclave", "--listen", f"unix:{stream}")
@@ -175,7 +175,7 @@ class HonestEnd:
         )
 
     def configure(self) -> None:
-        """Give it addresses, and something to forward to."""
+        """Give it addresses, and a destination to forward to."""
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n", self.process.communicate()[1]
         self.run("ip", "link", "set", "lo", "up")
@@ -195,13 +195,13 @@ class HonestEnd:
         return subprocess.run(entered, check=True, capture_output=True, text=True).stdout
 
     def counters(self, interface: str) -> dict[str, dict[str, int]]:
-        """Packets in and out as the kernel counts them."""
+        """Return packets in and out, as the kernel counts them."""
         (link,) = json.loads(self.run("ip", "-json", "-statistics", "link", "show", interface))
         counters: dict[str, dict[str, int]] = link["stats64"]
         return counters
 
     def stop(self) -> dict[str, int]:
-        """End it; what it dropped, by reason."""
+        """End it, and return what it dropped, by reason."""
         self.process.terminate()
         output, errors = self.process.communicate(timeout=20)
         assert not errors
@@ -223,7 +223,7 @@ def honest(tmp_path: Path) -> Iterator[HonestEnd]:
 
 
 def kernel_complaints() -> list[str]:
-    """What the kernel has said about broken super-packets or worse."""
+    """Return kernel messages about broken super-packets or worse."""
     log = subprocess.run(("dmesg",), capture_output=True, text=True, check=False).stdout
     return [line for line in log.splitlines() if re.search(r"WARNING|BUG|Oops|bad_offload|caps=\(|bad gso", line)]
 
@@ -255,10 +255,9 @@ def test_no_malformed_header_reaches_the_kernel_and_traffic_goes_on(honest: Hone
     assert kernel_complaints() == complaints
     good = expected.pop("good")
     assert set(expected) == {fault for fault in HeaderFault if fault is not HeaderFault.TRUNCATED}
-    assert {reason: count for reason, count in drops.items() if reason.startswith("virtio-")} == expected
-    assert drops["bad_virtio_header"] == expected.total()
+    assert {reason: count for reason, count in drops.items() if reason.startswith("virtio_")} == expected
     # What passed the check, and the pings, the kernel has taken without an error, and it has cut what it forwarded.
-    assert drops["kernel"] == 0
+    assert "kernel" not in drops
     assert received["packets"] == good + pings + 1
     assert received["errors"] == received["dropped"] == 0
     assert forwarded > good

@@ -1,4 +1,4 @@
-"""A client's packet on its way in: the paper's nine steps, one test each, on one UDP exchange with the application."""
+"""The path of a client's incoming packet: the paper's nine steps, one test each, on one UDP exchange."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from scapy.contrib.wireguard import WireguardTransport
 
 from lab.ladder import Ladder
-from lab.observation import Observation, Sighting
-from lab.tap import Kind
 from lab.topology import Node, Point
+from lab.watch.observation import Observation, Sighting
+from lab.watch.tap import Kind
 
 pytestmark = pytest.mark.lab
 

@@ -1,4 +1,4 @@
-"""The laboratory that stays up: raised twice, looked at, broken, mended by Ansible, taken down without a trace."""
+"""The permanent laboratory: started twice, inspected, broken, repaired by Ansible, taken down without a trace."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 
+from lab import uplinks
 from lab.backends import backend_class
-from lab.capture import PcapReader
+from lab.cli.play import unavailable as ansible_unavailable
 from lab.deadline import Deadline
+from lab.guest.packets import PcapReader
 
 BACKEND = os.environ.get("LAB", "netns")
 CHECKOUT = Path(__file__).parents[2]
+CAPTURED = "relay.eth0" if uplinks.asked_for() == "userspace" else "relay.wg0"
 
 
 class Lab:
@@ -45,7 +48,7 @@ class Lab:
         )
 
     def up(self) -> int:
-        """Go over it; how many tasks changed something."""
+        """Check it again, and return how many tasks changed something."""
         done = self("up", "--backend", BACKEND)
         assert done.returncode == 0, done.stderr
         assert "python -m lab sh enclave" in done.stderr
@@ -64,6 +67,8 @@ class Lab:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if reason := backend_class(BACKEND).unavailable():
         pytest.skip(f"the {BACKEND} backend cannot run here: {reason}")
+    if lacks := ansible_unavailable():
+        pytest.skip(f"Ansible cannot run here: {lacks}")
     lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
         assert lab.up() > 0
@@ -94,9 +99,10 @@ def test_logs_are_shown(lab: Lab) -> None:
     assert lab("logs", "nobody").returncode == 1
 
 
-def test_a_capture_is_written_until_it_is_interrupted(lab: Lab, tmp_path: Path) -> None:
-    path = tmp_path / "out.pcap"
-    command = [sys.executable, "-m", "lab", "capture", "relay.wg0", "-o", str(path)]
+@pytest.mark.parametrize("time_", ["first", "second"])  # of one point: each has what passes in its own time
+def test_a_capture_is_written_until_it_is_interrupted(lab: Lab, tmp_path: Path, time_: str) -> None:
+    path = tmp_path / f"{time_}.pcap"
+    command = [sys.executable, "-m", "lab", "capture", CAPTURED, "-o", str(path)]
     with subprocess.Popen(command, cwd=CHECKOUT, env=lab.environment, stderr=subprocess.PIPE, text=True) as capture:
         assert capture.stderr is not None
         assert "capturing" in capture.stderr.readline()
@@ -108,6 +114,13 @@ def test_a_capture_is_written_until_it_is_interrupted(lab: Lab, tmp_path: Path) 
         assert capture.wait(30) == 0
     with path.open("rb") as stream:
         assert any(record for _, record in PcapReader(stream).records())
+
+
+def test_the_keys_are_written_for_wireshark(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "keys.log"
+    assert lab("keylog", "-o", str(path)).returncode == 0
+    assert path.stat().st_mode & 0o077 == 0
+    assert "LOCAL_EPHEMERAL_PRIVATE_KEY = " in path.read_text()
 
 
 def test_what_is_broken_is_mended(lab: Lab) -> None:
@@ -153,7 +166,7 @@ def test_a_relay_that_cannot_start_fails_the_run_with_its_last_words(lab: Lab) -
 
 
 def traces(lab: Lab, directory: str) -> list[str]:
-    """Processes, mounts, sockets and namespaces of a laboratory, looked for in the kernel's own lists."""
+    """Return processes, mounts, sockets and namespaces of a laboratory, found in the kernel's own lists."""
     found = [f"file {directory}"] if Path(directory).exists() else []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

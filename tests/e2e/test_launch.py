@@ -1,13 +1,14 @@
-"""The Relay launches its enclave through nitro-cli, whose stand-in boots a guest with the image that was built.
+"""The Relay launches its enclave through nitro-cli, whose stand-in boots a guest with the built image.
 
-The Relay runs in the pod's namespace of this machine, the enclave is what ``nitro-cli build-enclave`` made: its init
-starts /dev/nsm and the production ``wgvsock enclave run``, and the Relay accepts the PCRs that the build printed.
+The Relay runs in the pod's namespace of this machine. The enclave is the output of ``nitro-cli build-enclave``: its
+init starts /dev/nsm and the production ``wgvsock enclave run``, and the Relay accepts the PCRs that the build printed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +17,26 @@ from typing import Any
 import pytest
 
 from lab.backend import Process
-from lab.eif.build import boot_services
+from lab.cli.raising import why_not_here
+from lab.image.cpio import File
+from lab.image.enclave import boot_services
+from lab.laboratory import LAB
 from lab.ladder import Ladder
-from lab.netns.backend import LAB, NetnsBackend
+from lab.netns.backend import NetnsBackend
 from lab.nitro.enclaves import Limits, Parent
-from lab.qemu.backends import GuestBackend, in_guest
-from lab.qemu.cpio import File
-from lab.raising import why_not_here
+from lab.nsm.client import UnixSecureModule
+from lab.qemu.backends import GuestBackend
+from lab.qemu.nodes import in_guest
+from lab.watch.meddler import PATIENCE, Meddle, Meddler, SwappedResponse, untouched
+from wgvsock.addresses import PROVISIONING_PORT, HybridVsockAddress, Port
+from wgvsock.attestation.binding import encode_x25519_spki
 from wgvsock.errors import AttestationError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 NITRO_CLI = LAB / "bin/nitro-cli"
 EMULATION = 12.0
-"""How much longer things take in an emulated guest; only a deadline hangs on it."""
+"""How much longer things take in an emulated guest. Only a deadline depends on it."""
 
 
 def nitro_cli(*arguments: str) -> Any:
@@ -51,7 +58,8 @@ class Site:
 
     def config(self, **launch: Any) -> dict[str, Any]:
         config = dict(self.backend.relay_config())
-        config["enclave"] = {"address": f"hybrid:{self._folder}/state/app/u:51820"}
+        address = f"hybrid:{self._folder}/state/app/u:51820"
+        config["enclave"] = {"address": address, "addresses": config["enclave"]["addresses"]}
         config["launch"] = {
             "image": str(self._folder / "app.eif"),
             "memory_mib": 640,
@@ -71,6 +79,10 @@ class Site:
         self.ladder.start_relay(config or self.config())
         assert self.ladder.relay is not None
         return self.ladder.relay
+
+    def dial(self, port: Port) -> socket.socket:
+        """Open a stream to a vsock port of the launched enclave."""
+        return self.backend._dial(HybridVsockAddress(f"{self._folder}/state/app/u", port))
 
     def wait_ready(self) -> dict[str, Any]:
         return self.ladder.wait_ready(self.backend.deadline(20 * EMULATION))
@@ -101,7 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def build(backend: NetnsBackend, folder: Path) -> dict[str, str]:
-    """The image, with the application's server; returns its measurements."""
+    """Build the image with the application's server, and return its measurements."""
     application = in_guest(backend.server_argv(backend.topology.application))
     command = ["wgvsock", "enclave", "run", "-c", "/etc/wgvsock/enclave.toml", "--", *application]
     files = boot_services(command) | {"etc/wgvsock/enclave.toml": File(b"parent_cid = 2\n")}
@@ -134,6 +146,60 @@ def test_killed_and_started_again_the_relay_adopts_the_enclave(site: Site) -> No
     site.start()
     assert site.wait_ready()["launched"]["enclave_id"] == before["EnclaveID"]
     site.ladder.wait_application(site.backend.deadline(10 * EMULATION))
+
+
+@pytest.fixture
+def swapper(site: Site) -> Iterator[tuple[Meddler, Meddle]]:
+    """A third party at the provisioning port that answers with genuine documents from another enclave."""
+    listener, module = site.backend.directory / "swapper", str(site.backend.directory / "attacker.sock")
+    site.parent.signer_control().create(
+        "attacker", module, measurements={number: os.urandom(48) for number in range(3)}
+    )
+
+    def attest(request: bytes) -> bytes:
+        secure_module = UnixSecureModule(module)
+        try:
+            return secure_module.request(request)
+        finally:
+            secure_module.close()
+
+    patience = site.backend.deadline(PATIENCE * EMULATION).seconds
+    with Meddler(listener, lambda: site.dial(PROVISIONING_PORT), patience=patience) as meddler:
+        yield meddler, SwappedResponse(attest, encode_x25519_spki(b"\x09" + bytes(31)))
+
+
+def test_a_swapped_response_ends_no_launched_enclave(site: Site, swapper: tuple[Meddler, Meddle]) -> None:
+    """Neither before it is provisioned nor when it works. Afterwards the Relay continues with the same one."""
+    meddler, swapped = swapper
+    (before,) = nitro_cli("describe-enclaves")
+    assert site.ladder.relay is not None
+    site.ladder.relay.kill()
+    meddler.meddle = swapped
+    config = site.config()
+    config["enclave"]["provisioning_address"] = f"unix:{site.backend.directory / 'swapper'}"
+    relay = site.start(config)
+    deadline = site.backend.deadline(10 * EMULATION)
+    relay.wait_for_line("check module_id.launched", deadline)
+    assert not site.ladder.relay_status()["ready"]
+
+    meddler.meddle = untouched
+    site.wait_ready()
+    meddler.meddle = swapped
+    site.ladder.attest_again()
+    deadline.poll(
+        lambda: "module_id.launched" in str(site.ladder.relay_status()["provisioning"]["error"]), "the next refusal"
+    )
+    assert site.ladder.relay_status()["ready"]
+    assert relay.poll() is None
+    assert nitro_cli("describe-enclaves") == [before]
+
+    meddler.meddle = untouched
+    deadline.poll(lambda: site.ladder.relay_status()["provisioning"]["attempts"]["ok"] == 2, "the next attestation")
+    assert site.wait_ready()["launched"]["enclave_id"] == before["EnclaveID"]
+    site.ladder.wait_application(site.backend.deadline(10 * EMULATION))
+    relay.kill()
+    site.start()
+    site.wait_ready()
 
 
 def test_an_enclave_that_dies_is_replaced_with_another_cid(site: Site) -> None:

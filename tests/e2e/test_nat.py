@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from scapy.layers.inet import TCP
 
-from lab.dissect import ip_layers
 from lab.ladder import Ladder
 from lab.topology import Node, Point
+from lab.watch.dissect import ip_layers
 
 pytestmark = pytest.mark.lab
 
@@ -91,7 +91,8 @@ def test_a_port_that_is_not_published_does_not_reach_the_enclave(tunnel: Ladder,
     with tunnel.observe(Point.ENCLAVE_WG0) as observation:
         assert tunnel.has_no_answer(Node.EXTERNAL, "tcp", address(tunnel, "pod", family), "4444")
         seen = [ip_layers(packet) for packet in observation.packets(Point.ENCLAVE_WG0)]
-    assert [packet.summary() for packet in seen if packet is not None and TCP in packet] == []
+    # A slow machine can still send the end of an earlier connection.
+    assert [p.summary() for p in seen if p is not None and TCP in p and 4444 in {p[TCP].sport, p[TCP].dport}] == []
 
 
 @FAMILIES
@@ -135,7 +136,7 @@ def test_other_link_local_addresses_are_closed_too(tunnel: Ladder, target: str) 
 
 @pytest.fixture
 def narrow_path(tunnel: Ladder) -> Iterator[int]:
-    """The pod's way out has a smaller MTU than wg0."""
+    """The pod's uplink has a smaller MTU than wg0."""
     mtu = 1400
     change = ["ip", "route", "change", "default", "via"]
     gateways = [route.gateway for route in tunnel.topology.routes if route.node is Node.POD]

@@ -14,8 +14,8 @@ import pytest
 
 from lab.ladder import Ladder
 from lab.qemu.nested import NestedBackend
-from lab.tap import Kind
 from lab.topology import Node, Point
+from lab.watch.tap import Kind
 from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT
 
 pytestmark = pytest.mark.lab
@@ -68,7 +68,7 @@ Step = Callable[[str], AbstractContextManager[None]]
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Prints a line, whatever pytest does with a test's output."""
+    """Prints a line even when pytest captures a test's output."""
 
     def say(line: str) -> None:
         with capsys.disabled():

@@ -1,7 +1,8 @@
 """Every way in which an enclave must not become a peer.
 
-After each: no peer and no rule at the Relay, and a clear error on both sides. What is left is the same after all of
-them, an enclave that is nobody's and a Relay that tries again; that a correct attempt then works is shown once a kind.
+After each there is no peer and no rule at the Relay, and a clear error on both sides. The remaining state is the same
+after all of them: an enclave that is not a peer, and a Relay that retries. Once per kind, a test shows that a correct
+attempt then works.
 """
 
 from __future__ import annotations
@@ -11,29 +12,27 @@ import os
 import socket
 import struct
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha384
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import cbor2
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from lab.backend import Process
 from lab.ladder import Ladder
-from lab.meddler import PATIENCE, Meddle, Meddler, frame
 from lab.nsm.client import UnixSecureModule
-from lab.tap import Kind
 from lab.topology import Node
+from lab.watch.meddler import PATIENCE, Interceptor, Meddle, Meddler, SwappedResponse, frame, untouched
+from lab.watch.tap import Kind
+from tests.e2e.stranger import provision
 from wgvsock.addresses import PROVISIONING_PORT
-from wgvsock.attestation.policy import Expectations, PcrSet, Policy
-from wgvsock.attestation.verifier import Verifier
-from wgvsock.provisioning import ProvisioningFailed, RelayProvisioning, TunnelConfig
+from wgvsock.devices.nsm import NsmClient
+from wgvsock.provisioning.deadlines import DEFAULT_DEADLINES
 from wgvsock.provisioning.errors import (
     AlreadyProvisionedError,
     AttestationRejectedError,
@@ -43,19 +42,22 @@ from wgvsock.provisioning.errors import (
     BadFrameError,
     BindingMismatchError,
     PolicyError,
-    RateLimitedError,
     SecureModuleError,
     UnsupportedVersionError,
     WireCode,
 )
+from wgvsock.testing.provisioning import RelayHalf
 
 pytestmark = pytest.mark.lab
 
 Config = dict[str, Any]
 T = TypeVar("T")
-MESSAGE_HELLO, MESSAGE_ERROR = 0, 255
+
+CLOSED_WITHIN = 1.0
+"""Seconds from "refused", when the peer is gone, to the matching rules: iptables takes several calls."""
+MESSAGE_ERROR = 255
 ASKING_PERIOD = 1.5
-"""Seconds between two demands: the Enclave takes one connection a second."""
+"""Seconds between two demands: an attempt in progress is not disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ WRONG_POLICIES = [
 
 
 class Attempt:
-    """What both services say from now on, or from their start on, of an attempt to make the enclave a peer."""
+    """What both services report, from now on or since their start, about an attempt to make the enclave a peer."""
 
     def __init__(self, lab: Ladder, *, since_start: bool = False) -> None:
         self._lab = lab
@@ -135,17 +137,19 @@ class Attempt:
         return [self._lab.relay, self._lab.enclave]
 
     def is_refused(self, relay: str, enclave: str | None) -> None:
-        """For these reasons, and nothing came of it: no peer, no rule, not ready."""
+        """For these reasons, and without effect: no peer, no rule, not ready."""
+        self.fails(relay, enclave)
+        status = self._lab.relay_status()
+        assert not status["ready"]
+        assert status["wireguard"]["peers"] == []
+        self._lab.backend.deadline(CLOSED_WITHIN).poll(lambda: not self._lab.translates(), "forwarding to end")
+
+    def fails(self, relay: str, enclave: str | None) -> None:
+        """For these reasons."""
         for process, reason in zip(self._processes(), (relay, enclave), strict=True):
             if reason is not None:
                 say = partial(self._said, process, reason)
                 ask_for_attestation_until(self._lab, say, f"{process.name} to say {reason!r}")
-        status = self._lab.relay_status()
-        assert not status["ready"]
-        assert status["wireguard"]["peers"] == []
-        rules = self._lab.nat_rules()
-        assert "masquerade" not in rules
-        assert "dnat" not in rules
 
     def _said(self, process: Process, reason: str) -> bool:
         assert process.poll() is None, process.output()
@@ -153,7 +157,7 @@ class Attempt:
 
 
 def is_unprovisioned(lab: Ladder) -> bool:
-    """Whether an Enclave runs that is nobody's peer."""
+    """Return whether an Enclave runs that is not a peer."""
     return (lab.backend.status(Node.ENCLAVE) or {}).get("state") == "unprovisioned"
 
 
@@ -174,7 +178,7 @@ def ask_for_attestation_until(lab: Ladder, look: Callable[[], T | None], what: s
 
 
 def succeeds(lab: Ladder) -> None:
-    """A correct attempt does."""
+    """A correct attempt succeeds."""
     ask_for_attestation_until(lab, lab.look_ready, "the Relay to be ready")
     lab.probe(Node.ENCLAVE, "udp", lab.topology.external4, "7")
 
@@ -187,7 +191,7 @@ def answer(lab: Ladder, *nodes: Node) -> None:
 
 @pytest.fixture
 def nobodys(network: Ladder) -> Iterator[Ladder]:
-    """Both services run, and the enclave is nobody's peer: whatever it attests to has a broken signature."""
+    """Both services run, and the enclave is not a peer, because its documents have a broken signature."""
     network.backend.nsm.set_faults(corrupt_signature=True)
     if not (network.runs() and is_unprovisioned(network)):
         network.clear()
@@ -216,9 +220,24 @@ def test_a_right_document_after_wrong_ones(nobodys: Ladder) -> None:
     succeeds(nobodys)
 
 
-@pytest.mark.parametrize(
-    "knobs", [{"debug": True}, {"pcrs": {0: b"\x77" * 48}}, {"wrong_root": True}], ids=lambda knobs: next(iter(knobs))
-)
+@pytest.mark.parametrize(("closed_map", "head"), [(False, 0xBF), (True, 0xA9)], ids=["open", "closed"])
+def test_a_right_document_with_its_payload_in_either_form(nobodys: Ladder, closed_map: bool, head: int) -> None:
+    """AWS has written the payload's map open since 2025, and wrote it closed until then."""
+    nobodys.backend.nsm.set_faults(closed_map=closed_map)
+    assert payload_of_the_enclaves_module(nobodys)[0] == head
+    succeeds(nobodys)
+
+
+def payload_of_the_enclaves_module(lab: Ladder) -> bytes:
+    """Documents from another boot of the same enclave's module. The settings are per enclave."""
+    module = UnixSecureModule(lab.backend.nsm.describe().socket)
+    payload = cbor2.loads(NsmClient(module).attest())[2]
+    module.close()
+    assert isinstance(payload, bytes)
+    return payload
+
+
+@pytest.mark.parametrize("knobs", [{"debug": True}, {"pcrs": {0: b"\x77" * 48}}], ids=lambda knobs: next(iter(knobs)))
 def test_wrong_document_later_ends_what_was_right_before(own_tunnel: Ladder, knobs: dict[str, Any]) -> None:
     patience = own_tunnel.patience()
     attempt = Attempt(own_tunnel)
@@ -273,7 +292,7 @@ def meddled(nobodys: Ladder) -> Iterator[tuple[Ladder, Meddler]]:
     patience = backend.deadline(PATIENCE).seconds
     with Meddler(listener, lambda: backend.dial_enclave(PROVISIONING_PORT), patience=patience) as meddler:
         backend.divert(PROVISIONING_PORT, listener)
-        backend.tap.drop()  # an exchange that is under way past him
+        cut_exchanges(nobodys)  # one that is under way past him
         yield nobodys, meddler
         backend.nsm.set_faults(corrupt_signature=True)
         backend.divert(PROVISIONING_PORT, None)
@@ -281,58 +300,69 @@ def meddled(nobodys: Ladder) -> Iterator[tuple[Ladder, Meddler]]:
     listener.unlink()
 
 
+def cut_exchanges(lab: Ladder) -> None:
+    """Wait until the Enclave is unprovisioned: after a cut before the RESULT it keeps its settings for a while."""
+    lab.backend.tap.drop()
+    forgets = lab.backend.deadline(DEFAULT_DEADLINES.rollback + 10)
+    forgets.poll(lambda: is_unprovisioned(lab), "the Enclave to forget the attempt")
+
+
 def refuse_with(meddled: tuple[Ladder, Meddler], meddle: Meddle, relay: str, enclave: str | None) -> None:
     lab, meddler = meddled
     meddler.meddle = meddle
+    cut_exchanges(lab)  # one that he let pass until now
     lab.backend.nsm.reset()
     attempt = Attempt(lab)
     attempt.is_refused(relay, enclave)
 
 
-def changed(payload: bytes, **fields: Any) -> list[bytes]:
+def changed(payload: bytes, **fields: Any) -> bytes:
     message = cbor2.loads(payload)
     message.update({int(key.removeprefix("k")): value for key, value in fields.items()})
-    return [frame(cbor2.dumps(message))]
+    return cbor2.dumps(message, canonical=True)
+
+
+def change_of(name: str, **fields: Any) -> Callable[[str, bytes], bytes]:
+    """What an interceptor does to one message."""
+    return lambda seen, message: changed(message, **fields) if seen == name else message
+
+
+ATTACKERS_SEED = b"\x66" * 32
 
 
 def test_relays_key_swapped_on_the_way(meddled: tuple[Ladder, Meddler]) -> None:
-    """The enclave would make the attacker its peer; the Relay's signature does not cover that request."""
-
-    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
-        return changed(payload, k4=os.urandom(32)) if name == "REQUEST" else [frame(payload)]
-
+    """The enclave would make the attacker its peer, but the Relay's signature does not cover that request."""
+    meddle = Interceptor(change_of("REQUEST", k4=os.urandom(32)))
     refuse_with(meddled, meddle, AuthFailedError.summary, AuthFailedError.summary)
 
 
 def test_relays_key_swapped_and_signed_again(meddled: tuple[Ladder, Meddler]) -> None:
-    """The attacker signs with a key of its own: the enclave agrees, and attests to another transcript."""
-    hellos: list[bytes] = []
-
-    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
-        if name == "HELLO":
-            hellos.append(payload)
-        if name != "REQUEST":
-            return [frame(payload)]
-        return [frame(signed_by_the_attacker(hellos[-1], payload))]
-
+    """The attacker signs with its own key: the enclave agrees, and attests to another transcript."""
+    meddle = Interceptor(change_of("REQUEST", k4=os.urandom(32)), ATTACKERS_SEED)
     refuse_with(meddled, meddle, "check user_data", BindingMismatchError.summary)
 
 
-def signed_by_the_attacker(hello: bytes, request: bytes) -> bytes:
-    key = Ed25519PrivateKey.from_private_bytes(b"\x66" * 32)
-    message = cbor2.loads(request)
-    message[4] = os.urandom(32)
-    message[9] = key.public_key().public_bytes_raw()
-    unsigned = {number: value for number, value in message.items() if number != 8}
-    digests = sha384(hello).digest() + sha384(cbor2.dumps(unsigned, canonical=True)).digest()
-    message[8] = key.sign(b"wgvsock/prov/1\0\0" + b"relay" + digests)
-    return cbor2.dumps(message, canonical=True)
+def test_a_byte_changed_that_the_attacker_cannot_read(meddled: tuple[Ladder, Meddler]) -> None:
+    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
+        return [frame(payload[:-1] + bytes((payload[-1] ^ 1,)) if name == "REQUEST" else payload)]
+
+    refuse_with(meddled, meddle, BadFrameError.summary, BadFrameError.summary)
+
+
+DOWNGRADE = {"k5": ["framing/native", "profile/plain"]}
 
 
 def test_capabilities_downgraded_on_the_way(meddled: tuple[Ladder, Meddler]) -> None:
-    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
-        return changed(payload, k5=["framing/native", "profile/plain"]) if name == "HELLO" else [frame(payload)]
+    """The keys of the exchange depend on HELLO: the enclave cannot open the answer to another one."""
 
+    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
+        return [frame(changed(payload, **DOWNGRADE) if name == "HELLO" else payload)]
+
+    refuse_with(meddled, meddle, BadFrameError.summary, BadFrameError.summary)
+
+
+def test_capabilities_downgraded_by_who_agrees_on_keys_with_both(meddled: tuple[Ladder, Meddler]) -> None:
+    meddle = Interceptor(change_of("HELLO", **DOWNGRADE))
     refuse_with(meddled, meddle, AuthFailedError.summary, AuthFailedError.summary)
 
 
@@ -343,8 +373,36 @@ def test_an_honest_man_in_the_middle_sees_a_provisioning_succeed(meddled: tuple[
     assert "HELLO REQUEST RESPONSE RESULT" in " ".join(name for _, name, _ in meddler.seen)
 
 
-def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler]) -> None:
-    """A whole genuine RESPONSE, recorded from a good exchange, answers the next one."""
+def test_nothing_can_be_read_on_the_wire_after_hello(meddled: tuple[Ladder, Meddler]) -> None:
+    """Addresses, names, PCRs, keys: the Relay's request and the Enclave's attestation, in any form."""
+    lab, meddler = meddled
+    lab.backend.nsm.reset()
+    meddler.seen.clear()
+    succeeds(lab)
+    config, status = lab.backend.relay_config(), lab.relay_status()
+    attested = status["attestation"]
+    secrets: list[bytes] = [
+        lab.topology.enclave4.encode(),
+        lab.topology.relay4.encode(),
+        ip_address(lab.topology.enclave4).packed,
+        b"0.0.0.0/0",
+        *(name.encode() for name in config["dns"].get("search", [])),
+        attested["module_id"].encode(),
+        *(bytes.fromhex(value) for value in attested["pcrs"].values() if set(value) != {"0"}),
+        b64decode(attested["public_key"]),
+        b64decode(status["wireguard"]["public_key"]),
+        b"module_id",
+        b"certificate",
+        b"framing/",
+        b"profile/",
+    ]
+    sealed = [payload for _, name, payload in meddler.seen if name != "HELLO"]
+    assert sum(map(len, sealed)) > 4000
+    assert not [secret for secret in secrets if any(secret in payload for payload in sealed)]
+
+
+def test_response_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler]) -> None:
+    """A genuine RESPONSE, recorded from a good exchange, answers the next one: this counts only as interference."""
     lab, meddler = meddled
     lab.backend.nsm.reset()
     succeeds(lab)
@@ -353,48 +411,100 @@ def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler]) 
     def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
         return [frame(recorded if name == "RESPONSE" else payload)]
 
-    refuse_with(meddled, meddle, "check nonce.mismatch", AttestationRejectedError.summary)
+    attempt = Attempt(lab)
+    meddler.meddle = meddle
+    attempt.fails(BadFrameError.summary, BadFrameError.summary)
+    assert lab.relay_status()["ready"]
+    lab.probe(Node.ENCLAVE, "udp", lab.topology.external4, "7")
+
+
+def test_document_of_another_exchange_replayed(meddled: tuple[Ladder, Meddler]) -> None:
+    """The same from an attacker who can open and seal: the document is genuine, but from another exchange."""
+    lab, meddler = meddled
+    recorder = Interceptor(signing_seed=ATTACKERS_SEED)
+    refuse_with(meddled, recorder, "check user_data", BindingMismatchError.summary)
+    document = recorder.message("RESPONSE")[3]
+    meddle = Interceptor(change_of("RESPONSE", k3=document), ATTACKERS_SEED)
+    refuse_with((lab, meddler), meddle, "check nonce.mismatch", AttestationRejectedError.summary)
 
 
 def test_other_codes_document(meddled: tuple[Ladder, Meddler]) -> None:
-    """The attacker runs an enclave of its own, genuine but with other code, and has it attest to this very exchange."""
+    """The attacker runs its own enclave, genuine but with other code, and has it attest to this very exchange."""
     lab, _ = meddled
-    path = lab.backend.directory / "nsm/attacker.sock"
-    lab.backend.nsm.create("attacker", str(path), measurements={number: os.urandom(48) for number in range(3)})
-    seen: dict[str, bytes] = {}
+    refuse_with(meddled, attackers_enclave(lab, "attacker"), "check pcr.set", PolicyError.summary)
 
-    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
-        seen[name] = payload
-        if name != "RESPONSE":
-            return [frame(payload)]
+
+def attackers_enclave(lab: Ladder, name: str) -> Meddle:
+    path = lab.backend.directory / f"nsm/{name}.sock"
+    lab.backend.nsm.create(name, str(path), measurements={number: os.urandom(48) for number in range(3)})
+
+    def attest(request: bytes) -> bytes:
         module = UnixSecureModule(str(path))
-        request = {
-            "nonce": cbor2.loads(seen["REQUEST"])[3],
-            "public_key": ANOTHER_KEY,
-            "user_data": cbor2.loads(cbor2.loads(cbor2.loads(payload)[3])[2])["user_data"],
-        }
-        document = cbor2.loads(module.request(cbor2.dumps({"Attestation": request})))["Attestation"]["document"]
-        module.close()
-        return changed(payload, k3=document)
+        try:
+            return module.request(request)
+        finally:
+            module.close()
 
-    refuse_with(meddled, meddle, "check pcr.set", PolicyError.summary)
+    return SwappedResponse(attest, ANOTHER_KEY, ATTACKERS_SEED)
+
+
+def test_other_codes_document_ends_no_tunnel_that_works(own_tunnel: Ladder) -> None:
+    """The same later: the Relay knows which enclave its tunnel leads to, and the document comes from another one."""
+    backend, listener = own_tunnel.backend, own_tunnel.backend.directory / "swapper"
+    before = own_tunnel.relay_status()
+
+    def attempts(kind: str) -> int:
+        return int(own_tunnel.relay_status()["provisioning"]["attempts"][kind])
+
+    meddle = attackers_enclave(own_tunnel, "neighbour")
+    with Meddler(listener, lambda: backend.dial_enclave(PROVISIONING_PORT), meddle=meddle) as meddler:
+        backend.divert(PROVISIONING_PORT, listener)
+        refused = attempts("rejected")
+        ask_for_attestation_until(own_tunnel, lambda: attempts("rejected") > refused, "the Relay to refuse it")
+        status = own_tunnel.relay_status()
+        assert "module_id.launched" in status["provisioning"]["error"]["what"]
+        assert status["ready"]
+        own_tunnel.probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7")
+
+        meddler.meddle = untouched
+        accepted = attempts("ok")
+        ask_for_attestation_until(own_tunnel, lambda: attempts("ok") > accepted, "the Relay to accept its enclave")
+        backend.divert(PROVISIONING_PORT, None)
+    status = own_tunnel.relay_status()
+    assert status["ready"]
+    assert status["attestation"]["module_id"] == before["attestation"]["module_id"]
+    own_tunnel.probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        struct.pack(">I", 1 << 30),
+        struct.pack(">I", 16 * 1024 + 1),
+        frame(b"\xff" * 100),
+        frame(cbor2.dumps({1: 1, 2: 2, 3: b"document"})),
+        frame(cbor2.dumps({1: 1, 2: 255, 3: 8})),
+    ],
+    ids=["huge", "one-byte-too-long", "garbage", "response-in-the-clear", "error-in-the-clear"],
+)
+def test_bad_frame_to_the_relay(meddled: tuple[Ladder, Meddler], answer: bytes) -> None:
+    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
+        return [answer if name == "RESPONSE" else frame(payload)]
+
+    refuse_with(meddled, meddle, BadFrameError.summary, None)
 
 
 @pytest.mark.parametrize(
     ("answer", "relay"),
     [
-        (struct.pack(">I", 1 << 30), BadFrameError.summary),
-        (struct.pack(">I", 16 * 1024 + 1), BadFrameError.summary),
-        (frame(b"\xff" * 100), BadCborError.summary),
-        (frame(cbor2.dumps({1: 1, 2: 2})), BadFieldError.summary),
-        (frame(cbor2.dumps({1: 7, 2: 2, 3: b""})), UnsupportedVersionError.summary),
+        (b"\xff" * 100, BadCborError.summary),
+        (cbor2.dumps({1: 1, 2: 2}), BadFieldError.summary),
+        (cbor2.dumps({1: 7, 2: 2, 3: b""}), UnsupportedVersionError.summary),
     ],
-    ids=["huge", "one-byte-too-long", "garbage", "field-missing", "other-version"],
+    ids=["garbage", "field-missing", "other-version"],
 )
-def test_bad_frame_to_the_relay(meddled: tuple[Ladder, Meddler], answer: bytes, relay: str) -> None:
-    def meddle(kind: Kind, name: str, payload: bytes) -> list[bytes]:
-        return [answer if name == "RESPONSE" else frame(payload)]
-
+def test_bad_message_to_the_relay(meddled: tuple[Ladder, Meddler], answer: bytes, relay: str) -> None:
+    meddle = Interceptor(lambda name, message: answer if name == "RESPONSE" else message, ATTACKERS_SEED)
     refuse_with(meddled, meddle, relay, None)
 
 
@@ -409,39 +519,43 @@ def test_module_that_refuses(own_lab: Ladder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "code"),
-    [
-        (struct.pack(">I", 0xFFFFFFFF), 1),
-        (struct.pack(">I", 8 * 1024 + 1), 1),
-        (frame(b""), 1),
-        (frame(os.urandom(200)), 2),
-        (frame(cbor2.dumps({1: 1, 2: 1})), 4),
-        (frame(cbor2.dumps({1: 2, 2: 1})), 3),
-    ],
-    ids=["huge", "one-byte-too-long", "empty", "garbage", "fields-missing", "other-version"],
+    "attack",
+    [struct.pack(">I", 0xFFFFFFFF), struct.pack(">I", 8 * 1024 + 1), frame(b""), frame(os.urandom(200))],
+    ids=["huge", "one-byte-too-long", "empty", "garbage"],
 )
-def test_bad_frame_to_the_enclave(unclaimed: Ladder, attack: bytes, code: int) -> None:
-    with connect(unclaimed) as sock:
+def test_bad_frame_to_the_enclave(unclaimed: Ladder, attack: bytes) -> None:
+    with connect(unclaimed) as (sock, _):
         sock.sendall(attack)
-        error = receive(sock)
-        assert (error[2], error[3]) == (MESSAGE_ERROR, code)
+        error = cbor2.loads(receive(sock))
+        assert (error[2], error[3]) == (MESSAGE_ERROR, WireCode.BAD_FRAME)
         assert sock.recv(1) == b""  # and the connection is over
     assert is_unprovisioned(unclaimed)
 
 
-def connect(lab: Ladder) -> socket.socket:
-    """A connection to the Enclave's provisioning port that has been greeted; it takes one a second."""
+@pytest.mark.parametrize(
+    ("attack", "code"),
+    [
+        (b"\xff" * 200, WireCode.BAD_CBOR),
+        (cbor2.dumps({1: 1, 2: 1}), WireCode.BAD_FIELD),
+        (cbor2.dumps({1: 2, 2: 1}), WireCode.UNSUPPORTED_VERSION),
+    ],
+    ids=["garbage", "fields-missing", "other-version"],
+)
+def test_bad_message_to_the_enclave(unclaimed: Ladder, attack: bytes, code: WireCode) -> None:
+    with connect(unclaimed) as (sock, hello):
+        half = RelayHalf(hello, os.urandom(32))
+        sock.sendall(frame(half.request(attack)))
+        error = cbor2.loads(half.open(receive(sock)))
+        assert (error[2], error[3]) == (MESSAGE_ERROR, code)
+        assert sock.recv(1) == b""
+    assert is_unprovisioned(unclaimed)
 
-    def attempt() -> socket.socket | None:
-        sock = lab.backend.dial_enclave(PROVISIONING_PORT)
-        greeting = receive(sock)
-        if greeting[2] == MESSAGE_HELLO:
-            return sock
-        sock.close()
-        assert (greeting[2], greeting[3]) == (MESSAGE_ERROR, WireCode.RATE_LIMITED)
-        return None
 
-    return lab.backend.deadline(10).poll(attempt, "the Enclave to greet")
+@contextmanager
+def connect(lab: Ladder) -> Iterator[tuple[socket.socket, bytes]]:
+    """Return a connection to the Enclave's provisioning port, and its HELLO."""
+    with lab.backend.dial_enclave(PROVISIONING_PORT) as sock:
+        yield sock, receive(sock)
 
 
 def test_a_relay_after_bad_frames(unclaimed: Ladder) -> None:
@@ -449,11 +563,10 @@ def test_a_relay_after_bad_frames(unclaimed: Ladder) -> None:
     unclaimed.wait_ready()
 
 
-def receive(sock: socket.socket) -> dict[int, Any]:
+def receive(sock: socket.socket) -> bytes:
     """One message."""
     (length,) = struct.unpack(">I", receive_exactly(sock, 4))
-    message: dict[int, Any] = cbor2.loads(receive_exactly(sock, length))
-    return message
+    return receive_exactly(sock, length)
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytes:
@@ -466,47 +579,10 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def test_somebody_else_cannot_take_over(own_tunnel: Ladder) -> None:
-    """The enclave is ACTIVE: a stranger who speaks the protocol perfectly, but is not its relay, is turned away."""
+    """The enclave is ACTIVE: a stranger who follows the protocol perfectly, but is not its relay, is refused."""
 
-    def attempt() -> ProvisioningFailed | None:
-        try:
-            with own_tunnel.backend.dial_enclave(PROVISIONING_PORT) as sock:
-                failure = provision_as_a_stranger(own_tunnel, sock)
-        except ConnectionError:  # it takes one connection a second, and hung up while we spoke
-            return None
-        return None if isinstance(failure.error, RateLimitedError) else failure
-
-    failure = own_tunnel.backend.deadline(10).poll(attempt, "the Enclave to listen to the stranger")
+    with own_tunnel.backend.dial_enclave(PROVISIONING_PORT) as sock:
+        failure = provision(own_tunnel, sock)
     assert isinstance(failure.error, AlreadyProvisionedError)
     own_tunnel.probe(Node.ENCLAVE, "udp", own_tunnel.topology.external4, "7")
     assert own_tunnel.relay_status()["ready"]
-
-
-def provision_as_a_stranger(lab: Ladder, sock: socket.socket) -> ProvisioningFailed:
-    pcrs = {number: bytes.fromhex(lab.backend.enclave_measurements[f"PCR{number}"]) for number in (0, 1, 2)}
-    root = bytes.fromhex(lab.backend.root_sha256)
-    topology = lab.topology
-    stranger = RelayProvisioning(
-        config=TunnelConfig(
-            addresses=(ip_interface(f"{topology.enclave4}/24"),),
-            gateways=(ip_address(topology.relay4),),
-            mtu=1500,
-            allowed_ips=(ip_network("0.0.0.0/0"),),
-        ),
-        relay_public_key=X25519PrivateKey.from_private_bytes(os.urandom(32)).public_key().public_bytes_raw(),
-        verifier=Verifier(Policy(pcr_sets=(PcrSet(pcrs),), accepted_roots=(root,))),
-        expectations=Expectations(user_data=b""),
-        epoch_ms=int(time.time() * 1000) + 60_000,
-        random=os.urandom,
-        utc_now=lambda: datetime.now(UTC),
-        now=time.monotonic(),
-        signing_seed=os.urandom(32),
-    )
-    while (event := stranger.next_event()) is None:
-        sock.sendall(stranger.data_to_send())
-        if data := sock.recv(65536):
-            stranger.receive_data(data, time.monotonic())
-        else:
-            stranger.receive_eof()
-    assert isinstance(event, ProvisioningFailed)
-    return event

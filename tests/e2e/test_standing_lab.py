@@ -1,4 +1,4 @@
-"""A laboratory that stays up between commands: raised, looked at, broken, mended, and taken away without a trace."""
+"""A laboratory that stays up between commands: started, inspected, broken, repaired, and removed without a trace."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.cli.play import unavailable
 from lab.netns.backend import NetnsBackend
 from lab.topology import TOPOLOGY
 
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.lab
 
 if BACKEND_LACKS := NetnsBackend.unavailable():
     pytest.skip(f"the netns backend cannot run here: {BACKEND_LACKS}", allow_module_level=True)
+if ANSIBLE_LACKS := unavailable():
+    pytest.skip(f"Ansible cannot run here: {ANSIBLE_LACKS}", allow_module_level=True)
 
 LAB = [sys.executable, "-m", "lab"]
 

@@ -1,4 +1,4 @@
-"""`wgvsock device` starts, goes into the background and ends as wireguard-go does."""
+"""`wgvsock device` starts, goes into the background and ends like wireguard-go."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_background_is_a_session_of_its_own(machine: Machine) -> None:
     machine.run(DEVICE, INTERFACE, environment={"WGVSOCK_NETWORK": "udp"})
     (pid,) = namespaces.processes_in(machine.namespace)
     assert os.getsid(pid) == os.getpgid(pid) != os.getsid(0)  # a hang-up of the terminal does not reach it
-    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path(f"/proc/{pid}/root").readlink()
 
 
 def test_the_socket_is_root_s_alone(machine: Machine) -> None:
@@ -96,7 +96,7 @@ def test_the_background_says_nothing_unless_asked(machine: Machine) -> None:
 def test_an_interface_in_use_is_an_error_that_says_so(machine: Machine) -> None:
     wgvsock("udp").start(machine, INTERFACE)
     said = machine.run("sh", "-c", f"{DEVICE} -n udp {INTERFACE} 2>&1; echo exit $?")
-    assert "error[WGV-E071]: cannot make the interface wga" in said
+    assert "error[WGV-E071]: cannot create the interface wga" in said
     assert "exit 7" in said
     assert machine.wg("show", INTERFACE) != ""
 
@@ -153,7 +153,7 @@ def test_a_descriptor_that_is_none_is_an_error(machine: Machine, variable: str, 
 
 
 def test_running_out_of_descriptors_does_not_end_it(machine: Machine) -> None:
-    """Nor does it spin: the sockets' backlog waits until descriptors are free again."""
+    """Nor does it spin: the sockets' backlog waits until descriptors are available again."""
     process = machine.start("sh", "-c", f"ulimit -n 24; exec {DEVICE} -f -n udp {INTERFACE}", name="poor")
     path = machine.socket(INTERFACE)
     Deadline(10).poll(path.exists, "the control socket")
@@ -168,7 +168,7 @@ def test_running_out_of_descriptors_does_not_end_it(machine: Machine) -> None:
 
 
 def test_wg_may_ask_at_any_moment_of_the_start(machine: Machine) -> None:
-    """Stock ``wg`` removes a control socket that refuses it: none of ours is ever seen before it listens."""
+    """Stock ``wg`` removes a control socket that refuses it, so a socket must never be visible before it listens."""
     asking = machine.start("sh", "-c", f"while :; do wg show {INTERFACE} >/dev/null 2>&1; done", name="asking")
     for _ in range(10):
         machine.run(DEVICE, "-n", "udp", INTERFACE)

@@ -1,4 +1,4 @@
-"""wg-quick up and down with `wgvsock-device` as its userspace implementation, towards the same with wireguard-go."""
+"""wg-quick up and down with `wgvsock-device` as its userspace implementation, connected to wireguard-go's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def quick(machine: Machine, verb: str, file: Path, environment: Mapping[str, str
 
 
 def take_down(machine: Machine, file: Path, environment: Mapping[str, str]) -> None:
-    """And see that nothing is left: no interface, no control socket, no process, no routing rule."""
+    """Check that nothing is left: no interface, no control socket, no process, no routing rule."""
     quick(machine, "down", file, environment)
 
     def gone() -> bool:
@@ -96,7 +96,7 @@ def test_up_and_down_on_both_ends_of_ours(cable: tuple[Machine, Machine], carrie
 
 @pytest.mark.parametrize("ours", ["left", "right"])
 def test_up_and_down_towards_wireguard_go(cable: tuple[Machine, Machine], ours: str) -> None:
-    """With a default route on our end: wg-quick then marks our packets, and routes by the mark."""
+    """With a default route on wgvsock's end: wg-quick then marks its packets, and routes by the mark."""
     files = {}
     for machine, other in (cable, cable[::-1]):
         allowed = "0.0.0.0/0, ::/0" if machine.name == ours else f"{other.inner}/32, {other.inner6}/128"

@@ -1,4 +1,4 @@
-"""Stock ``wg`` gives on a `wgvsock device` what it gives on wireguard-go, for every carrier."""
+"""Stock ``wg`` has the same results on a `wgvsock device` as on wireguard-go, for every carrier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEERS = [identity(f"peer {number}") for number in range(4)]
 CARRIERS = ["vsock", "unix", "tcp", "udp"]
 ENDPOINTS = {  # as given to wg, and as it shows them
     "vsock": [("0.0.0.6:51820", "0.0.0.6:51820"), ("16:51820", "0.0.0.16:51820")],
-    "unix": [("127.0.0.1:51820", "127.0.0.1:51820"), ("localhost:9", "127.0.0.1:9")],
+    "unix": [("127.0.0.1:51820", "127.0.0.1:51820"), ("127.1:9", "127.0.0.1:9")],
     "tcp": [("192.0.2.200:51820", "192.0.2.200:51820"), ("[2001:db8::200]:51820", "[2001:db8::200]:51820")],
     "udp": [("192.0.2.200:51820", "192.0.2.200:51820"), ("[2001:db8::200]:51820", "[2001:db8::200]:51820")],
 }
@@ -70,7 +70,7 @@ def carrier(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def devices(carrier: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, ...]]:
-    """A machine with our device, and one with wireguard-go's."""
+    """A machine with wgvsock's device, and one with wireguard-go's."""
     require("wg", "wireguard-go")
     with machines(tmp_path_factory.mktemp("wg-show"), "ours", "theirs") as (ours, theirs):
         wgvsock(carrier).start(ours, INTERFACE)
@@ -84,7 +84,7 @@ def both(devices: tuple[Machine, ...], tmp_path: Path) -> Both:
 
 
 class Both:
-    """Gives the two devices the same commands, and compares what stock ``wg`` says of them."""
+    """Gives the two devices the same commands, and compares what stock ``wg`` prints about them."""
 
     def __init__(self, devices: tuple[Machine, ...], directory: Path) -> None:
         self.devices = devices
@@ -107,7 +107,7 @@ class Both:
         return file
 
     def agree(self) -> None:
-        """Every way in which ``wg`` shows a device; peers come in any order."""
+        """Every way in which ``wg`` shows a device. The order of peers may differ."""
         for arguments in (
             [INTERFACE, "dump"],
             [INTERFACE, "public-key"],
@@ -135,7 +135,7 @@ class Both:
 
     @property
     def peers(self) -> dict[str, list[str]]:
-        """Our dump by public key."""
+        """Return wgvsock's dump by public key."""
         lines = self.devices[0].wg("show", INTERFACE, "dump").splitlines()[1:]
         return {line.split("\t")[0]: line.split("\t")[1:] for line in lines}
 

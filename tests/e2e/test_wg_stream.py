@@ -1,6 +1,6 @@
-"""The compat framing on TCP: towards wireguard-go behind a bridge, and towards the paper's program.
+"""The compat framing on TCP: with wireguard-go behind a bridge, and with the paper's program.
 
-A build of the paper's program (wireguard-go-vsock) is used when WGVSOCK_PEER_STREAM names one.
+A build of the paper's program (wireguard-go-vsock) is used if WGVSOCK_PEER_STREAM names one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEFT_PORT, RIGHT_PORT = 51820, 51821
 
 
 class Remote(Protocol):
-    """An end of the tunnel that is not ours: listens for streams on `RIGHT_PORT`."""
+    """The foreign end of the tunnel: listens for streams on `RIGHT_PORT`."""
 
     def restart(self) -> None: ...
 
@@ -109,11 +109,11 @@ class Pair:
     remote: Remote
 
     def dial(self) -> None:
-        """Our end dials theirs."""
+        """wgvsock's end dials the other."""
         self.left.wg("set", "wga", "peer", THEIRS.public, "endpoint", f"{self.right.address}:{RIGHT_PORT}")
 
     def be_dialled(self) -> None:
-        """Their end dials ours."""
+        """The other end dials wgvsock's."""
         self.remote.set_endpoint(f"{self.left.address}:{LEFT_PORT}")
 
     def works(self) -> bool:

@@ -117,7 +117,7 @@ async def test_a_port_in_use_is_refused_and_the_old_one_kept() -> None:
 
 @pytest.mark.asyncio
 async def test_a_run_that_does_not_fit_the_path_leaves_in_fragments() -> None:
-    """UDP_SEGMENT refuses segments over the MTU; the datagrams then leave one by one."""
+    """UDP_SEGMENT refuses segments over the MTU. The datagrams then leave one by one."""
     async with endpoints() as (here, there):
         sent = [b"a" * 65_507, b"b" * 65_507]
         here.send(UdpAddress("127.0.0.1", Port(there.transport.listen_port)), sent)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -48,7 +50,7 @@ def run(program: Path, *arguments: str, cwd: Path, stdin: str = "") -> subproces
 def test_the_wheel_holds_the_product_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"wgvsock"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"wgvsock"}
     assert "wgvsock/py.typed" in names
 
 
@@ -73,9 +75,23 @@ def test_config_init_writes_what_config_check_accepts(empty_environment: Path, t
     for role in ("relay", "enclave"):
         written = run(empty_environment / "wgvsock", "config", "init", role, cwd=tmp_path)
         assert written.returncode == 0, written.stderr
-        (tmp_path / f"{role}.toml").write_text(written.stdout)
+        (tmp_path / f"{role}.toml").write_text(written.stdout.replace("00" * 48, "ab" * 48))
         checked = run(empty_environment / "wgvsock", "config", "check", role, f"{role}.toml", cwd=tmp_path)
         assert checked.returncode == 0, checked.stderr
+
+
+def test_man_pages_and_completions_are_installed(wheel: Path, empty_environment: Path) -> None:
+    names = {name.partition(".data/data/")[2] for name in zipfile.ZipFile(wheel).namelist()} - {""}
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "share").rglob("*") if path.is_file()}
+    assert names == there
+    assert len(names) == 6
+    assert all((empty_environment.parent / name).is_file() for name in names)
+
+
+def test_errors_are_explained_without_the_checkout(empty_environment: Path, tmp_path: Path) -> None:
+    explained = run(empty_environment / "wgvsock", "explain", "e031", cwd=tmp_path)
+    assert explained.returncode == 0, explained.stderr
+    assert explained.stdout.startswith("WGV-E031 (error)\nwhat: ")
 
 
 def test_attest_verify_refuses_garbage_with_exit_5(empty_environment: Path, tmp_path: Path) -> None:
@@ -83,3 +99,28 @@ def test_attest_verify_refuses_garbage_with_exit_5(empty_environment: Path, tmp_
     refused = run(empty_environment / "wgvsock", "attest", "verify", "document", cwd=tmp_path)
     assert refused.returncode == 5
     assert "Traceback" not in refused.stderr
+
+
+def test_the_same_commit_gives_the_same_bytes(tmp_path: Path) -> None:
+    built = []
+    for number, umask in enumerate((0o022, 0o077)):
+        copy, dist = tmp_path / f"{number}/copy", tmp_path / f"{number}/dist"
+        copy.mkdir(parents=True)
+        for name in ("wgvsock", "docs", "share", "tools", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+        for path in copy.rglob("*"):  # what another checkout may differ in
+            path.chmod(path.stat().st_mode & ~umask)
+            os.utime(path, (number, number))
+        stamped = {"WGVSOCK_COMMIT": "0" * 40, "SOURCE_DATE_EPOCH": "1767225600"}
+        subprocess.run(
+            [copy / "tools/build", sys.executable, dist],
+            env={**os.environ, **stamped},
+            umask=umask,
+            check=True,
+            capture_output=True,
+        )
+        built.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in dist.iterdir()})
+    assert {Path(name).suffix for name in built[0]} == {".whl", ".gz"}
+    assert built[0] == built[1]
+    wheel = zipfile.ZipFile(next((tmp_path / "0/dist").glob("*.whl")))
+    assert json.loads(wheel.read("wgvsock/build.json")) == {"commit": "0" * 40, "build": "20260101T000000Z"}

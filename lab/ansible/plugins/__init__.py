@@ -1,1 +1,1 @@
-"""Plugins of Ansible's, found by their folders (lab/ansible/ansible.cfg)."""
+"""Ansible plugins, found by their folders (lab/ansible/ansible.cfg)."""

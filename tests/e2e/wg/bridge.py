@@ -1,10 +1,10 @@
-"""wireguard-go on a compat stream: frames on TCP to and from datagrams on UDP, as the paper's program carries them.
+"""wireguard-go on a compat stream: translates frames on TCP to and from datagrams on UDP, like the paper's program.
 
-Written from the description of the framing alone (docs/protocol/framing.md: u16 little-endian length, u32 little-endian
-CRC-32, payload) and sharing no code with `wgvsock.framing`: what agrees with it agrees with the wire format.
+Written only from the description of the framing (docs/protocol/framing.md: u16 little-endian length, u32 little-endian
+CRC-32, payload) and sharing no code with `wgvsock.framing`: agreement with it is agreement with the wire format.
 
-A datagram of wireguard-go for which there is no stream makes the bridge dial, as the paper's program does; it answers
-on the stream that was the last to bring something in. ``python bridge.py LISTEN_PORT WIREGUARD_PORT BIND_PORT DIAL``.
+A datagram of wireguard-go without a stream makes the bridge dial, as the paper's program does. It answers on the stream
+that received something last. ``python bridge.py LISTEN_PORT WIREGUARD_PORT BIND_PORT DIAL``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Stream:
         self.pending = bytearray()
 
     def payloads(self) -> Iterator[bytes]:
-        """Every whole payload that has arrived.
+        """Return every complete payload that has arrived.
 
         Raises:
-            ConnectionError: The stream ended, or stopped being frames.
+            ConnectionError: The stream ended, or is no longer a sequence of frames.
         """
         data = self.sock.recv(1 << 16)
         if not data:

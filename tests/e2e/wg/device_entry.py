@@ -1,4 +1,4 @@
-"""``wgvsock device`` as laboratories need it: with shortened timers, or with Unix sockets in the place of AF_VSOCK."""
+"""``wgvsock device`` as laboratories need it: with shorter timers, or with Unix sockets in place of AF_VSOCK."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ VSOCK_DIRECTORY = Path("/run/wgvsock/vsock")
 
 
 def stand_in(address: StreamAddress) -> StreamAddress:
-    """The Unix socket that stands for a vsock port of any CID: this machine's own vsock leads to its hypervisor."""
+    """Return the Unix socket that stands for a vsock port of any CID: this machine's vsock leads to its hypervisor."""
     return UnixAddress(str(VSOCK_DIRECTORY / str(address.port))) if isinstance(address, VsockAddress) else address
 
 
 def put_vsock_on_unix() -> None:
-    """Replace the two functions that make vsock streams."""
+    """Replace the two functions that create vsock streams."""
     VSOCK_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def connect(address: StreamAddress, *, deadline: float, to_host: bool = False) -> socket.socket:
@@ -37,7 +37,7 @@ def put_vsock_on_unix() -> None:
 
 
 def main() -> int:
-    """Take our options off the front of the command line; the rest is ``wgvsock device``'s."""
+    """Remove this program's options from the front of the command line. The rest is ``wgvsock device``'s."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--vsock-on-unix", action="store_true")
     parser.add_argument("--rekey-after", type=float)

@@ -11,7 +11,7 @@ from wgvsock.wireguard import public_key
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A key pair that is always the same for one name."""
+    """A key pair that is always the same for a name."""
 
     private: str
     public: str

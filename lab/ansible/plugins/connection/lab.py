@@ -1,6 +1,6 @@
-"""Ansible's connection to a machine of the laboratory: a command of this machine that runs another one there.
+"""Ansible's connection to a machine of the laboratory: a local command that runs another one there.
 
-A namespace is entered by ``ip netns exec``, a guest by its request channel (`lab.qemu.shell`); the inventory says which
+``ip netns exec`` enters a namespace, and a request channel enters a guest (`lab.qemu.shell`). The inventory says which
 (`lab.ansible.inventory`). Nothing has to listen in the machine, and no network is used.
 """
 
@@ -31,11 +31,11 @@ options:
 """
 
 CHECKOUT: Final = Path(__file__).parents[4]
-"""Where ``python -m lab.…`` finds its modules."""
+"""The folder in which ``python -m lab.…`` finds its modules."""
 
 
 class Connection(ConnectionBase):  # type: ignore[misc]
-    """Runs a process of its own for each command; there is nothing to keep open."""
+    """Runs a separate process for each command. Nothing is kept open."""
 
     transport = "lab"
     has_pipelining = True
@@ -45,20 +45,20 @@ class Connection(ConnectionBase):  # type: ignore[misc]
         return self
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
-        """Run a shell command; exit code, standard output, standard error."""
+        """Run a shell command, and return exit code, standard output and standard error."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         argv = [*self.get_option("enter"), "/bin/sh", "-c", cmd]
         done = subprocess.run(argv, input=in_data or b"", capture_output=True, cwd=CHECKOUT, check=False)
         return done.returncode, done.stdout, done.stderr
 
     def put_file(self, in_path: str, out_path: str) -> None:
-        """Copy a file of this machine into the other."""
+        """Copy a local file to the machine."""
         code, _, error = self.exec_command(f"cat > {shlex.quote(out_path)}", Path(in_path).read_bytes())
         if code != 0:
             raise AnsibleConnectionFailure(f"cannot write {out_path}: {error.decode(errors='replace')}")
 
     def fetch_file(self, in_path: str, out_path: str) -> None:
-        """Copy a file of the other machine to this one."""
+        """Copy a file of the machine to this one."""
         code, content, error = self.exec_command(f"cat {shlex.quote(in_path)}")
         if code != 0:
             raise AnsibleConnectionFailure(f"cannot read {in_path}: {error.decode(errors='replace')}")

@@ -1,0 +1,1 @@
+"""A schedule of faults, drawn from a seed, in a laboratory under traffic: ``python -m lab schedule``."""
