@@ -7,8 +7,14 @@ import errno
 import struct
 from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from wgvsock.system.package import import_parts
+
+import_parts("pyroute2")  # as a whole it is 166 modules, and rtnetlink needs 100 of them
+
+from pyroute2.iproute.linux import AsyncIPRoute  # noqa: E402
+from pyroute2.netlink.exceptions import NetlinkError  # noqa: E402
+
+__all__ = ["Dumps", "IPRoute", "NetlinkError"]
 
 _ATTEMPTS: Final = 20
 _PAUSE: Final = 0.02  # seconds; the rest of a dump whose reader has gone arrives within a few turns

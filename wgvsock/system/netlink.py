@@ -16,14 +16,12 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Final
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from wgvsock.addresses import IpAddress, IpInterface, IpNetwork
 from wgvsock.runtime.journal import Performer, Record, Undo
 from wgvsock.system import ipv6
 from wgvsock.system.errors import NetlinkSetupError
 from wgvsock.system.filter.rules import Fact
-from wgvsock.system.iproute import Dumps, IPRoute
+from wgvsock.system.iproute import Dumps, IPRoute, NetlinkError
 from wgvsock.system.rawnetlink import RawNetlink, attribute
 
 _RTM_SETLINK: Final = 19
