@@ -10,6 +10,7 @@ from wgvsock.egress.gate import Gate
 from wgvsock.egress.policy import Site
 from wgvsock.enclave.egress import site_of
 from wgvsock.provisioning import TunnelConfig
+from wgvsock.runtime import memory
 from wgvsock.runtime.journal import Journal
 from wgvsock.system import resolver
 from wgvsock.system.netlink import Netlink, Route
@@ -72,6 +73,7 @@ class EnclaveNetwork:
                 dns=",".join(map(str, config.nameservers)),
             ),
         )
+        memory.sweep()
 
     async def add_addresses(self, *configs: TunnelConfig) -> None:
         """Set the addresses of all of these, so that a successor can prove itself while its predecessor still works.
