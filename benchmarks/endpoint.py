@@ -13,13 +13,10 @@ import asyncio
 import hashlib
 import json
 import os
-import select
 import signal
 import sys
 import time
-from collections.abc import Callable
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 from benchmarks.network import ENCLAVE_ADDRESS, RELAY_ADDRESS
 from wgvsock.addresses import parse_stream_address
@@ -62,34 +59,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--busy-poll-us", type=int, default=0, help="busy-poll for this long before sleeping")
     parser.add_argument("--max-send", type=int, help="limit of one send in bytes, as vsock has one")
     return parser.parse_args()
-
-
-class BusyEpoll:
-    """An epoll that is polled repeatedly for a while after each event before it sleeps.
-
-    Args:
-        epoll: The real epoll.
-        window: How long to poll, in seconds.
-        clock: Returns monotonic seconds.
-    """
-
-    def __init__(self, epoll: select.epoll, window: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._epoll = epoll
-        self._window = window
-        self._clock = clock
-        self._until = 0.0
-        self.register, self.unregister, self.close = epoll.register, epoll.unregister, epoll.close
-
-    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
-        """See `select.epoll.poll`."""
-        ready = self._epoll.poll(0)
-        end = self._until if timeout is None else min(self._until, self._clock() + timeout)
-        while not ready and self._clock() < end:
-            ready = self._epoll.poll(0)
-        ready = ready or self._epoll.poll(timeout)
-        if ready:
-            self._until = self._clock() + self._window
-        return ready
 
 
 def say(line: str) -> None:
@@ -141,9 +110,6 @@ async def _run(arguments: argparse.Namespace, profile: Profile, tun: TunDevice) 
 
     async with Tunnel(device, tun, transport, on_event=report) as tunnel:
         loop = asyncio.get_running_loop()
-        if arguments.busy_poll_us and isinstance(loop, event_loop.EventLoop):
-            selector: Any = loop._direct  # noqa: SLF001 - an experiment that the product does not have
-            selector._epoll = BusyEpoll(selector._epoll, arguments.busy_poll_us / 1e6)  # noqa: SLF001
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(tunnel.aclose()))
         memory.settle()
@@ -153,4 +119,5 @@ async def _run(arguments: argparse.Namespace, profile: Profile, tun: TunDevice) 
 
 
 if __name__ == "__main__":
-    event_loop.run(run(parse_arguments()))
+    arguments = parse_arguments()
+    event_loop.run(run(arguments), busy_poll=arguments.busy_poll_us / 1e6)

@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     command = args.application[1:] if args.application[:1] == ["--"] else args.application
     module = NsmDevice()
     try:
-        return run_service(lambda: _start(config, module, command))
+        return run_service(lambda: _start(config, module, command), busy_poll_us=config.busy_poll_us)
     finally:
         module.close()
 

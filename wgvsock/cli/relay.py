@@ -67,7 +67,7 @@ def run(path: str, timings: Timings | None = None) -> int:
     config = load(path)
     logs.configure(config.log_level)
     allow_descriptors()
-    return run_service(lambda: _start(config, path, timings))
+    return run_service(lambda: _start(config, path, timings), busy_poll_us=config.interface.busy_poll_us)
 
 
 def _start(config: RelayConfig, path: str, timings: Timings | None) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:

@@ -14,11 +14,12 @@ from wgvsock.runtime.process import release_signals
 SignalHandlers = Mapping[signal.Signals, Callable[[], object]]
 
 
-def run_service(start: Callable[[], tuple[Coroutine[Any, Any, int], SignalHandlers]]) -> int:
+def run_service(start: Callable[[], tuple[Coroutine[Any, Any, int], SignalHandlers]], *, busy_poll_us: int = 0) -> int:
     """Run one service until it ends.
 
     Args:
         start: Makes the service inside the event loop. It returns what to run, and the handlers of its signals.
+        busy_poll_us: Microseconds after each packet in which the process does not sleep.
 
     Returns:
         The exit status.
@@ -30,7 +31,7 @@ def run_service(start: Callable[[], tuple[Coroutine[Any, Any, int], SignalHandle
         memory.settle()
         return await service
 
-    return event_loop.run(run())
+    return event_loop.run(run(), busy_poll=busy_poll_us / 1e6)
 
 
 def take_signals(handlers: SignalHandlers) -> None:

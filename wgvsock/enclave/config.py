@@ -55,6 +55,7 @@ class EnclaveConfig:
         parent_cid: The only CID that may connect over vsock: 3 on Nitro, 2 under QEMU.
         interface: Name of the TUN interface.
         queue_length: Length of the interface's transmit queue, in packets.
+        busy_poll_us: Microseconds after each packet in which the agent does not sleep. 0: it always does.
         profiles: Forms of transport data to offer, best first.
         key_pcr: PCR to commit the WireGuard key to. -1 turns the commitment off.
         pin_public_key: Relay pin: the Ed25519 key, in base64, whose signature every request needs.
@@ -74,6 +75,7 @@ class EnclaveConfig:
     parent_cid: Annotated[int, Between(0, 0xFFFFFFFE)] = NITRO_PARENT_CID
     interface: str = "wg0"
     queue_length: Annotated[int, Between(1, 100_000)] = 1000
+    busy_poll_us: Annotated[int, Between(0, 1_000_000)] = 0
     profiles: tuple[Literal["gso", "plain"], ...] = ("gso", "plain")
     key_pcr: Annotated[int, Between(-1, 31)] = 16
     pin_public_key: str | None = None

@@ -74,8 +74,7 @@ class EnclaveSettings:
     """``[enclave]``: where the enclave listens, and its tunnel addresses and routes.
 
     Attributes:
-        address: Address of its WireGuard stream; by default, with ``[launch]``, the launched enclave's CID and port
-            51820.
+        address: Address of its WireGuard stream; with ``[launch]`` by default the launched CID and port 51820.
         provisioning_address: Address of its provisioning port; by default the next port.
         addresses: Its addresses on wg0; by default the second address of a pair from the pool, see
             `wgvsock.relay.links`.
@@ -167,10 +166,10 @@ class InterfaceSettings:
 
     Attributes:
         name: Name of the TUN interface.
-        addresses: The relay's addresses, the gateways of the enclave; by default the first address of a pair from the
-            pool.
+        addresses: The relay's addresses, the enclave's gateways; by default the first one of each pair from the pool.
         mtu: MTU on both sides, in bytes; by default the uplink's.
         queue_length: Length of the interface's transmit queue, in packets.
+        busy_poll_us: Microseconds after each packet in which the relay does not sleep. 0: it always does.
         persistent_keepalive: Keepalive interval on both sides, in seconds; 0 turns it off.
         profiles: Accepted forms of transport data, the preferred one first.
     """
@@ -179,6 +178,7 @@ class InterfaceSettings:
     addresses: tuple[IpInterface, ...] = ()
     mtu: Annotated[int, Between(1280, 65535)] | None = None
     queue_length: Annotated[int, Between(1, 100_000)] = 1000
+    busy_poll_us: Annotated[int, Between(0, 1_000_000)] = field(default=0, metadata=FIXED)
     persistent_keepalive: Annotated[int, Between(0, 65535)] = 25
     profiles: tuple[ProfileName, ...] = field(default=("gso", "plain"), metadata=FIXED)
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
+from wgvsock.runtime.busy_poll import BusyPoll
+
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
@@ -40,6 +42,7 @@ class DirectSelector(selectors.BaseSelector):
         self._registered = selectors.EpollSelector()
         self._epoll = select.epoll()
         self._epoll.register(self._registered, select.EPOLLIN)  # readable when one of the others is ready
+        self._wait: Callable[[float | None], list[tuple[int, int]]] = self._epoll.poll
 
     def attend(self, descriptor: int, event: int, callback: Callable[[], object]) -> None:
         """Call this whenever the descriptor is ready, instead of an earlier callback for the same event.
@@ -77,10 +80,17 @@ class DirectSelector(selectors.BaseSelector):
             del self._callbacks[descriptor]
         return True
 
+    def busy_poll(self, window: float) -> None:
+        """Do not sleep for this many seconds after a direct callback. 0: always sleep, which is the default."""
+        if window:
+            self._wait = BusyPoll(self._epoll, window, quiet=self._registered.fileno())
+        else:
+            self._wait = self._epoll.poll
+
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait, call the callbacks of ready descriptors, and return asyncio's events."""
         events: list[tuple[selectors.SelectorKey, int]] = []
-        for descriptor, ready in self._epoll.poll(None if timeout is None else max(0.0, timeout)):
+        for descriptor, ready in self._wait(None if timeout is None else max(0.0, timeout)):
             callbacks = self._callbacks.get(descriptor)
             if callbacks is None:  # asyncio's, or one whose callbacks another callback has just removed
                 events = self._registered.select(0)
@@ -135,6 +145,14 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._reaping: asyncio.TimerHandle | None = None
         super().__init__(self._direct)
 
+    def busy_poll(self, window: float) -> None:
+        """Keep a core busy for this many seconds after each packet, which then meets no sleeping process.
+
+        Args:
+            window: Seconds. 0 turns it off.
+        """
+        self._direct.busy_poll(window)
+
     def add_reader(self, fd: FileDescriptorLike, callback: Callable[[*_Arguments], Any], *args: *_Arguments) -> None:
         """See `asyncio.loop.add_reader`."""
         self._direct.attend(_number(fd), select.EPOLLIN, partial(callback, *args) if args else callback)
@@ -186,9 +204,23 @@ class EventLoop(asyncio.SelectorEventLoop):
         self.call_exception_handler({"message": f"a callback failed: {callback!r}", "exception": error})
 
 
-def run(main: Coroutine[Any, Any, _T]) -> _T:
-    """`asyncio.run`, in an `EventLoop`."""
-    with asyncio.Runner(loop_factory=EventLoop) as runner:
+def run(main: Coroutine[Any, Any, _T], *, busy_poll: float = 0.0) -> _T:
+    """`asyncio.run`, in an `EventLoop`.
+
+    Args:
+        main: What to run.
+        busy_poll: See `EventLoop.busy_poll`.
+
+    Returns:
+        What it returns.
+    """
+
+    def make() -> EventLoop:
+        loop = EventLoop()
+        loop.busy_poll(busy_poll)
+        return loop
+
+    with asyncio.Runner(loop_factory=make) as runner:
         return runner.run(main)
 
 

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_a_failure_closes_the_module(pair: ServicePair, file: Path, module: Modu
     assert module.closed
 
 
+@pytest.mark.usefixtures("loggers", "module")
+def test_busy_polling_is_the_event_loop_s(file: Path, pair: ServicePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[int] = []
+
+    def run_service(start: object, *, busy_poll_us: int) -> int:
+        windows.append(busy_poll_us)
+        return 0
+
+    monkeypatch.setattr("wgvsock.cli.enclave.run_service", run_service)
+    file.write_text(settings.format_toml(replace(pair.enclave_config, busy_poll_us=250)))
+    assert main(["enclave", "run", "-c", str(file)]) == 0
+    assert windows == [250]
+
+
 # The application. These run in real time, for their processes do.
 
 
@@ -143,12 +158,12 @@ def test_a_failure_closes_the_module(pair: ServicePair, file: Path, module: Modu
 def with_relay(pair: ServicePair, module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay runs in the agent's own event loop."""
 
-    def run_both(start: Callable[[], Any]) -> int:
+    def run_both(start: Callable[[], Any], **options: Any) -> int:
         def start_both() -> Any:
             pair.start_relay()
             return start()
 
-        return run_service(start_both)
+        return run_service(start_both, **options)
 
     monkeypatch.setattr(enclave, "run_service", run_both)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def file(pair: ServicePair) -> Path:
 
 def run(file: Path) -> int:
     return main(["relay", "run", "-c", str(file)])
+
+
+@pytest.mark.usefixtures("loggers")
+def test_busy_polling_is_the_event_loop_s(file: Path, pair: ServicePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[int] = []
+
+    def run_service(start: object, *, busy_poll_us: int) -> int:
+        windows.append(busy_poll_us)
+        return 0
+
+    monkeypatch.setattr("wgvsock.cli.relay.run_service", run_service)
+    assert run(file) == 0
+    config = replace(pair.config, interface=replace(pair.config.interface, busy_poll_us=250))
+    file.write_text(settings.format_toml(config))
+    assert run(file) == 0
+    assert windows == [0, 250]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,7 +12,7 @@ from wgvsock.enclave.documents.settings import AttestationEndpointSettings
 from wgvsock.enclave.template import TEMPLATE
 
 TABLES = {"egress"}
-RARE = {"name", "runtime_directory", "log_level", "queue_length", "profiles", "provisioning_listen"}
+RARE = {"name", "runtime_directory", "log_level", "queue_length", "busy_poll_us", "profiles", "provisioning_listen"}
 RARE |= {"output_limit", "report_port", "ready_interval", "ready_timeout", "socket"}
 EXAMPLES = ("pin_public_key", "ready", "user", "env", "working_directory", "tls_certificate")
 """Shown with a value that is not a default: there is none."""

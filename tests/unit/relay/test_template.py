@@ -9,6 +9,7 @@ from wgvsock.relay.template import TEMPLATE
 
 RARE = {
     "queue_length",
+    "busy_poll_us",
     "profiles",
     "max_future",
     "module_id",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from wgvsock.runtime import event_loop
+from wgvsock.runtime.busy_poll import BusyPoll
 from wgvsock.runtime.event_loop import EventLoop
 
 Pair = tuple[socket.socket, socket.socket]
@@ -102,6 +104,43 @@ def test_a_reader_is_called_ahead_of_what_is_scheduled(pair: Pair) -> None:
 
     in_loop(body)
     assert order == ["reader", "scheduled before"]
+
+
+def test_busy_polling_begins_with_a_packet(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = pair
+    made: list[tuple[float, int]] = []
+    waits: list[list[int]] = []
+
+    class Recorded(BusyPoll):
+        def __init__(self, epoll: select.epoll, window: float, *, quiet: int) -> None:
+            super().__init__(epoll, window, quiet=quiet)
+            made.append((window, quiet))
+
+        def __call__(self, timeout: float | None = None) -> list[tuple[int, int]]:
+            ready = super().__call__(timeout)
+            waits.append([descriptor for descriptor, _ in ready])
+            return ready
+
+    monkeypatch.setattr(event_loop, "BusyPoll", Recorded)
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, EventLoop)
+        taken = asyncio.Event()
+        loop.add_reader(near, take, near, taken)
+        far.send(b"x")
+        await taken.wait()
+        woken = asyncio.Event()
+        loop.call_soon_threadsafe(woken.set)
+        await woken.wait()
+        loop.busy_poll(0)
+        await turns()
+
+    event_loop.run(body(), busy_poll=0.001)
+    ((window, quiet),) = made
+    assert window == 0.001
+    assert [near.fileno()] in waits
+    assert [quiet] in waits, "asyncio's own descriptors are behind this one"
 
 
 def test_a_second_reader_replaces_the_first(pair: Pair) -> None:

@@ -1,4 +1,4 @@
-"""Active waiting polls repeatedly within its window, and sleeps afterwards."""
+"""Busy polling looks again and again within its window, and sleeps afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from benchmarks.endpoint import BusyEpoll
+from wgvsock.runtime.busy_poll import BusyPoll
 from wgvsock.testing import ManualClock
 
 
@@ -18,7 +18,6 @@ class ScriptedEpoll:
         self.clock, self.due = clock, due
         self.slept = 0
         self.asked = 0
-        self.register = self.unregister = self.close = lambda *_: None
 
     def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
         self.asked += 1
@@ -33,19 +32,29 @@ class ScriptedEpoll:
 def test_it_sleeps_only_after_the_window(window: float, slept: int) -> None:
     clock = ManualClock(100.0)
     scripted = ScriptedEpoll(clock, due=0.0)
-    epoll = BusyEpoll(cast("select.epoll", scripted), window, clock)
-    assert epoll.poll(1.0)  # begins the window
+    wait = BusyPoll(cast("select.epoll", scripted), window, clock=clock)
+    assert wait(1.0)  # begins the window
     scripted.due = clock() + 0.005
-    assert epoll.poll(1.0)
+    assert wait(1.0)
     assert scripted.slept == slept
 
 
 def test_a_timer_ends_the_waiting() -> None:
     clock = ManualClock(100.0)
     scripted = ScriptedEpoll(clock, due=0.0)
-    epoll = BusyEpoll(cast("select.epoll", scripted), 10.0, clock)
-    epoll.poll(1.0)
+    wait = BusyPoll(cast("select.epoll", scripted), 10.0, clock=clock)
+    wait(1.0)
     scripted.due = clock() + 5.0
     before = clock()
-    assert epoll.poll(0.01) == []
+    assert wait(0.01) == []
     assert clock() - before < 0.05
+
+
+def test_what_is_no_packet_begins_no_window() -> None:
+    clock = ManualClock(100.0)
+    scripted = ScriptedEpoll(clock, due=0.0)
+    wait = BusyPoll(cast("select.epoll", scripted), 10.0, quiet=7, clock=clock)
+    assert wait(1.0)
+    scripted.due = clock() + 0.005
+    wait(1.0)
+    assert scripted.slept == 1
