@@ -21,6 +21,7 @@ pytestmark = pytest.mark.lab
 LINES = 10_000
 HEALTH = "http://127.0.0.1:9807"
 SCRATCH = "/run/wgvsock/application-scratch"
+WORKS = f"{SCRATCH}-works"
 NUMBERED = re.compile(r"^enclave=enclave stream=stdout line (\d+)$", re.MULTILINE)
 
 HOSTILE = r"""
@@ -155,10 +156,11 @@ def application(lab: Ladder) -> dict[str, Any]:
 
 def test_an_application_is_started_again_until_it_works(own_lab: Ladder) -> None:
     script = f"""
-        echo started; echo x >> {SCRATCH}; [ $(wc -l < {SCRATCH}) -gt 2 ] || exit 7; exec sleep 600
+        echo started; echo x >> {SCRATCH}; [ $(wc -l < {SCRATCH}) -gt 2 ] || exit 7; touch {WORKS}; exec sleep 600
     """
-    own_lab.backend.run(Node.ENCLAVE, ["rm", "-f", SCRATCH]).check()
-    start(own_lab, script, restart="on-failure", ready="exec:/bin/sh -c true", ready_interval=0.2)
+    own_lab.backend.run(Node.ENCLAVE, ["rm", "-f", SCRATCH, WORKS]).check()
+    # A slow machine asks before the failing application has ended, so the probe must tell the one that works.
+    start(own_lab, script, restart="on-failure", ready=f"exec:/bin/ls {WORKS}", ready_interval=0.2)
     status = own_lab.wait_ready()  # two pauses with it, of a second and of two
     assert status["application"]["starts"] == 3
     assert status["application"]["exit_status"] == 7

@@ -96,6 +96,7 @@ def seconds_until_traffic_passes(lab: Ladder) -> float:
 @pytest.mark.parametrize("rate", [400], ids=["400-a-second"])
 def test_the_relay_s_handshakes_are_served_beside_a_flood_of_initiations(network: Ladder, rate: float) -> None:
     network.raise_tunnel(QUICK)
+    rate /= slowness(network)
     with (
         stream(network, Node.ENCLAVE, network.topology.external4, 7) as going,
         flood(network, "initiations", rate) as attacker,
