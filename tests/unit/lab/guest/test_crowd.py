@@ -7,26 +7,19 @@ import pytest
 
 from lab.guest import crowd
 from lab.guest.crowd import main
-
-
-async def served(answers: list[bytes]) -> tuple[asyncio.Server, str]:
-    """A server that gives these answers in turn, and its URL."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: TID251 (a server's)
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /path?nonce=ab HTTP/1.0\r\n")
-        writer.write(answers.pop())
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/path?nonce=ab"
+from tests.unit.tcp_server import serving
 
 
 @pytest.mark.asyncio
 async def test_every_answer_is_counted_by_its_status() -> None:
     answers = [b"HTTP/1.1 200 OK\r\n\r\nbody", b"HTTP/1.1 429 Too Many\r\n\r\n", b"", b"nonsense", b"HTTP/1.1 429 \r\n"]
-    server, url = await served(answers)
-    async with server:
-        told = await crowd.crowd(url, 1000.0, 0.005)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: TID251 (a server's)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /path?nonce=ab HTTP/1.0\r\n")
+        writer.write(answers.pop())
+
+    async with serving(answer) as port:
+        told = await crowd.crowd(f"http://127.0.0.1:{port}/path?nonce=ab", 1000.0, 0.005)
     assert told["asked"] == 5
     assert told["statuses"] == {"200": 1, "429": 2, "0": 2}
 

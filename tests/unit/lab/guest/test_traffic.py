@@ -10,6 +10,7 @@ import pytest
 
 from lab.guest import traffic
 from lab.guest.traffic import Reports, keep_tcp, keep_udp, open_new, parse_arguments
+from tests.unit.tcp_server import serving
 
 
 class Heard(Reports):
@@ -54,10 +55,8 @@ async def test_a_connection_is_kept_and_a_cut_is_told() -> None:
         while line := await reader.readline():
             writer.write(line)
 
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
     reports = Heard()
-    async with server, running(keep_tcp(reports, "127.0.0.1", port, "marker")):
+    async with serving(echo) as port, running(keep_tcp(reports, "127.0.0.1", port, "marker")):
         await until(lambda: reports.flows.get("tcp4"))
         connections[0].transport.abort()
         event = await asyncio.wait_for(reports.said.get(), 10)
@@ -105,11 +104,9 @@ async def test_new_connections_all_the_time(answer: bytes, well: bool) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: TID251 (a server's)
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     reports = Heard()
-    async with server, running(open_new(reports, "127.0.0.1", server.sockets[0].getsockname()[1], 0.001)):
+    async with serving(serve) as port, running(open_new(reports, "127.0.0.1", port, 0.001)):
         await until(lambda: "http4" in reports.requests)
         await until(lambda: reports.requests["http4"]["ok"] > 1 if well else reports.said.qsize() > 1)
         if not well:
