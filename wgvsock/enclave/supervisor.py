@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import Final
 
 from wgvsock.devices.base import SecureModule, TunDevice
 from wgvsock.devices.nsm import NsmClient
@@ -42,6 +43,9 @@ from wgvsock.tunnel.tunnel import Tunnel
 from wgvsock.uapi.window import shown
 from wgvsock.virtio_net import HEADER_LENGTH
 from wgvsock.wireguard import Device, Event, HandshakeCompleted, Timings
+
+_LOOK_EVERY: Final = 0.05
+"""Seconds between two looks whether the relay is still connected, while an agent that is stopping waits for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -279,7 +283,13 @@ class EnclaveSupervisor:
         """
         comes_back = self._reports.was_read and not self._stop.is_set()
         if self._config.application.report_port and (comes_back or self._assignments.relay_connected()):
-            await self._reports.delivered(self._config.stop_timeout)
+            await first_of(self._reports.delivered(self._config.stop_timeout), self._nobody_reads())
+
+    async def _nobody_reads(self) -> None:
+        """Wait until the agent is told to stop and no relay is connected: both are often stopped at once."""
+        await self._stop.wait()
+        while self._assignments.relay_connected():  # noqa: ASYNC110 (a link that ends has no event for this)
+            await asyncio.sleep(_LOOK_EVERY)
 
     def _configured(self, configs: Sequence[TunnelConfig]) -> None:
         addresses = [address.ip for config in configs for address in config.addresses]

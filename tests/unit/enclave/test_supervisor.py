@@ -18,6 +18,7 @@ from tests.unit.service_pair import ServicePair, enclave_config
 from wgvsock.devices.errors import TunGoneError
 from wgvsock.devices.nsm import NsmClient, NsmError
 from wgvsock.egress.policy import Packet
+from wgvsock.enclave.application.reports import ReportServer
 from wgvsock.enclave.errors import ApplicationError, KeyCommitmentError
 from wgvsock.enclave.supervisor import EnclaveSupervisor
 from wgvsock.provisioning import RETIREMENT, Deadlines
@@ -335,6 +336,28 @@ def test_stopping_ends_the_application_first(pair: ServicePair) -> None:
         pair.enclave.stop()
 
     assert run_with_application(pair, ["sleep", "600"], stop) == 0
+
+
+@pytest.mark.slow
+def test_both_are_stopped_at_once(pair: ServicePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay was still there when the application ended, and went without acknowledging the last report."""
+    waiting: list[float] = []
+
+    async def delivered(reports: ReportServer, seconds: float) -> None:
+        waiting.append(seconds)
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(ReportServer, "delivered", delivered)
+    pair.enclave_config = replace(pair.enclave_config, stop_timeout=3600.0)
+
+    async def stop() -> None:
+        await pair.until(lambda: is_running(pair), "the application")
+        pair.enclave.stop()
+        await pair.until(lambda: waiting, "the agent to wait for the relay")
+        pair.relay.stop()
+
+    assert run_with_application(pair, ["sleep", "600"], stop) == 0
+    assert waiting == [3600.0]
 
 
 @pytest.mark.slow
