@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 import gc
+import subprocess
 import sys
 import weakref
 
@@ -67,3 +69,28 @@ def test_what_refers_to_itself_and_has_grown_old_is_freed() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+LARGE_BUFFERS = """
+import ctypes
+from wgvsock.runtime.memory import OWN_MAPPING_FROM, settle
+
+class Mallinfo2(ctypes.Structure):  # mallinfo(3)
+    names = ("arena", "ordblks", "smblks", "hblks")
+    _fields_ = [*((name, ctypes.c_size_t) for name in names), ("rest", ctypes.c_size_t * 6)]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Mallinfo2
+settle()
+larger = bytearray(32 * OWN_MAPPING_FROM)
+del larger
+before = mallinfo2().hblks
+buffers = [bytearray(2 * OWN_MAPPING_FROM) for _ in range(8)]
+print(mallinfo2().hblks - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="missing: mallinfo2(3) of glibc 2.33")
+def test_a_large_buffer_has_its_own_mapping_even_after_a_larger_one_was_freed() -> None:
+    said = subprocess.run([sys.executable, "-c", LARGE_BUFFERS], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "8"
