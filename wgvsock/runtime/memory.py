@@ -18,7 +18,7 @@ collection stops the process for 0.1 to 0.3 s, and configuring that many peers t
 without the collector. The rest waits, for at most 1.4 million allocations."""
 
 OWN_MAPPING_FROM: Final = 128 * 1024
-"""Bytes from which a buffer gets a mapping of its own. This is glibc's default, which it raises when such a buffer is
+"""Bytes from which a buffer gets a separate mapping. This is glibc's default, which it raises when such a buffer is
 freed. The buffers of the next streams would then come from the heap and leave holes there: 5 KiB of resident memory for
 each new attestation, without end."""
 
