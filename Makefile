@@ -117,11 +117,11 @@ check: lint unit ## static checks and unit tests
 .PHONY: test
 test: deps ## all fast tests: unit, packaging, the behaviour suite in network namespaces, the main flows in QEMU guests
 	@tools/stages \
-	    "3 make unit # unit and architecture tests" \
-	    "3 make test-packaging # packaging tests" \
-	    "5 make test-netns # behaviour suite on netns" \
+	    "4 make unit # unit and architecture tests" \
+	    "1 make test-packaging # packaging tests" \
+	    "12 make test-netns # behaviour suite on netns" \
 	    "1 make test-pair # main flows on pair" \
-	    "1 make test-launch # launch by nitro-cli"
+	    "2 make test-launch # launch by nitro-cli"
 
 # The stages of `make test`, one by one.
 .PHONY: test-packaging test-netns test-pair test-launch
