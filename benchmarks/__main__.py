@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from benchmarks import connections, growth, line_chart, micro
 from benchmarks.chart import draw
 from benchmarks.limit.contestants import limits
 from benchmarks.measure import foreign_load, measurements, peak_memory, start_server
-from benchmarks.network import UPLINK_MTU, Lane, Network, network
+from benchmarks.network import UPLINK_MTU, Lane, Network, network, unwind_on_sigterm
 from benchmarks.peers import version, wireguard_go
 from benchmarks.proxies import proxies
 from benchmarks.report import LIMIT, OURS, OURS_COMPILED, OURS_PLAIN, OURS_USERSPACE, RIVAL, Results, as_json, as_table
@@ -235,7 +234,7 @@ def main() -> int:
     if os.geteuid():
         _progress("benchmarks need root: they build network namespaces")
         return 7
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no namespace or process is left behind
+    unwind_on_sigterm()
     if arguments.connections:
         return measure_connections(arguments)
     started = time.monotonic()

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +177,8 @@ def network(scratch: Path) -> Iterator[Network]:
         yield built
     finally:
         built.close()
+
+
+def unwind_on_sigterm() -> None:
+    """Make SIGTERM raise SystemExit, so that no namespace or process is left behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from benchmarks.measure import foreign_load
+from benchmarks.network import unwind_on_sigterm
 from lab.backend import Process
 from lab.backends import backend_class
 from lab.guest.command import alone
@@ -162,7 +163,7 @@ def main() -> int:
     parser.add_argument("--transfer", type=int, default=1024, metavar="MIB", help="size of each transfer")
     parser.add_argument("--burst", type=int, default=100, metavar="MB", help="of output")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no namespace or process is left behind
+    unwind_on_sigterm()
     report = measure(arguments)
     print(json.dumps(report) if arguments.json else f"{as_table(report)}\nforeign load: {report['foreign_load']}")
     return 0

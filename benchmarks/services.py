@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.measure import cpu_seconds, foreign_load
+from benchmarks.network import unwind_on_sigterm
 from lab.backend import Process
 from lab.ladder import Ladder
 from lab.netns.backend import NetnsBackend
@@ -198,7 +198,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of each turn")
     parser.add_argument("--idle", type=float, default=60.0, help="seconds of an idle tunnel")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no namespace or process is left behind
+    unwind_on_sigterm()
     cache = tempfile.mkdtemp(prefix="wgvsock-services-")
     try:
         # As installed: from byte code, independent of the checkout's location and this environment.
