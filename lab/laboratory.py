@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, Self
 from lab import config as configurations
 from lab.backend import Completed, Place
 from lab.deadline import Deadline
+from lab.dial import dial
 from lab.errors import LabError
 from lab.filters import PacketFilter, asked_for
 from lab.guest.command import alone
@@ -34,7 +35,6 @@ from lab.watch.capture import PacketCapture
 from lab.watch.tap import TapControl, TapRoute
 from wgvsock.addresses import PROVISIONING_PORT, WIREGUARD_PORT, Port, StreamAddress, UnixAddress
 from wgvsock.runtime.directory import RUNTIME_DIRECTORY
-from wgvsock.transports.sockets import connect_stream
 
 LAB: Final = Path(__file__).parent
 WGVSOCK: Final = str(Path(sys.executable).with_name("wgvsock"))
@@ -43,7 +43,7 @@ PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 _KEPT_CAPTURES: Final = 8
 """The newest captures, for `keep_artifacts`: two observations of all four interfaces."""
 
-_DIAL_TIMEOUT: Final = 10.0  # seconds
+_READ_TIMEOUT: Final = 10.0  # seconds
 _STATUS_REQUEST: Final = b"GET /status HTTP/1.0\r\n\r\n"
 
 
@@ -237,13 +237,8 @@ class Laboratory(ABC):
         return self._dial(self._enclave_side(port))
 
     def _dial(self, address: StreamAddress) -> socket.socket:
-        seconds = self.deadline(_DIAL_TIMEOUT).seconds
-
-        async def dial() -> socket.socket:
-            return await connect_stream(address, deadline=asyncio.get_running_loop().time() + seconds)
-
-        sock = asyncio.run(dial())
-        sock.settimeout(seconds)
+        sock = asyncio.run(dial(address))
+        sock.settimeout(self.deadline(_READ_TIMEOUT).seconds)
         return sock
 
     def divert(self, port: Port, listener: Path | None) -> None:

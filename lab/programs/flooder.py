@@ -15,18 +15,19 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from lab.dial import dial
 from wgvsock.addresses import StreamAddress, parse_stream_address
 from wgvsock.errors import WgvsockError
 from wgvsock.provisioning.frames import encode_frame
 from wgvsock.provisioning.messages import Request
 from wgvsock.testing.provisioning import RELAY_PUBLIC_KEY, TUNNEL_CONFIG, RelayHalf
-from wgvsock.transports.sockets import connect_stream
 
 HOLD: Final = 3.0
 """Seconds for which ``hold`` occupies a slot: as long as the Enclave waits for a REQUEST."""
@@ -60,9 +61,16 @@ class Flooder:
     kind: str
     signer: bytes
     counts: Counter[str] = field(default_factory=Counter)
+    _dialling: set[asyncio.Task[socket.socket]] = field(default_factory=set, init=False)
 
     async def run(self, rate: float) -> None:
-        """Connect until cancelled."""
+        """Connect until cancelled. Then wait for the answers that are due (see `lab.dial`)."""
+        try:
+            await self._flood(rate)
+        finally:
+            await asyncio.gather(*self._dialling, return_exceptions=True)
+
+    async def _flood(self, rate: float) -> None:
         under_way = set[asyncio.Task[None]]()
         time = asyncio.get_running_loop().time
         due = time()
@@ -77,8 +85,11 @@ class Flooder:
     async def _attempt(self) -> None:
         self.counts["attempts"] += 1
         loop = asyncio.get_running_loop()
+        dialling = loop.create_task(dial(self.address))
+        self._dialling.add(dialling)
+        dialling.add_done_callback(self._dialling.discard)
         try:
-            sock = await connect_stream(self.address, deadline=loop.time() + _PATIENCE)
+            sock = await asyncio.shield(dialling)
         except WgvsockError:
             self.counts["refused"] += 1
             return

@@ -310,11 +310,11 @@ class GuestBackend(Laboratory):
             process.output()
 
     def keep_artifacts(self, folder: Path) -> None:
-        """Includes the guests' consoles."""
+        """Includes the guests' consoles and what their devices said."""
         self.refresh_logs()
         super().keep_artifacts(folder)
         for node, machine in self._machines.items():
-            for name in ("console.log", "verdict", "qemu.log"):
+            for name in ("console.log", "verdict", "qemu.log", "vsock.log"):
                 if (machine.directory / name).exists():
                     shutil.copy(machine.directory / name, folder / f"{node}-{name}")
 
@@ -392,6 +392,8 @@ class GuestBackend(Laboratory):
         The module's registers are as after a boot. The production command has no option for timings: with some,
         `lab.programs.enclave` replaces it.
         """
+        for device in self._devices.values():
+            device.check()
         self.security_module.boot()
         path = self.write_config(Node.ENCLAVE, config if config is not None else self.enclave_config())
         if timings:

@@ -48,8 +48,10 @@ _OOPS: Final = re.compile(
     r"\[ *\d+\.\d+\].*(Oops:|BUG:|Kernel panic|general protection fault|kernel NULL pointer|unable to handle|"
     r"rcu: INFO: rcu_\w+ detected stalls|soft lockup|invalid opcode:|double fault:)"
 )
+_PANIC: Final = " panicked at "  # a thread in Rust
 _PANIC_ON_EXIT: Final = "Attempted to kill init"
 _CONSOLE_TAIL: Final = 3000  # characters of the console in a failure's report
+_DEVICE_TAIL: Final = 500  # of the vsock device's output
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +404,14 @@ class GuestVsock(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Check that it serves.
+
+        Raises:
+            LabError: It does not, and the guest has no vsock until its next start.
+        """
+        ...
+
     def address(self, port: Port) -> StreamAddress:
         """Return the address at which the host reaches a port of the guest."""
         ...
@@ -474,11 +484,22 @@ class VsockDevice:
         self._process = process
 
         def look() -> bool:
-            if process.poll() is not None:
-                raise GuestError("the vsock device ended", why=process.output().strip()[-500:])
+            self.check()
             return self.vhost.exists()
 
         deadline.poll(look, "the vsock device's socket")
+
+    def check(self) -> None:
+        """Check that it serves. Its process stays when the only thread that serves the guest has panicked.
+
+        Raises:
+            GuestError: It does not, and the guest has no vsock until its next start.
+        """
+        if self._process is None:
+            return
+        output = self._process.output()
+        if self._process.poll() is not None or _PANIC in output:
+            raise GuestError("the vsock device ended", why=output.strip()[-_DEVICE_TAIL:])
 
     def describe(self) -> dict[str, Any] | None:
         """Return what `adopt` needs, as JSON values."""

@@ -147,6 +147,9 @@ class InnerVsockDevice:
     def start(self, deadline: Deadline) -> None:
         """Nothing to do: QEMU itself opens the device."""
 
+    def check(self) -> None:
+        """Nothing to check: the outer guest's kernel serves it."""
+
     def address(self, port: Port) -> StreamAddress:
         """Return the address in the outer guest, the only machine that reaches it."""
         return VsockAddress(self._cid, port)

@@ -26,15 +26,15 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
+from lab.dial import dial
 from lab.errors import LabError
 from lab.guest.packets import LINKTYPE_USER0, PcapReader, write_pcap_header, write_pcap_record
 from wgvsock.addresses import HybridVsockAddress, StreamAddress, UnixAddress, parse_stream_address
 from wgvsock.errors import WgvsockError
-from wgvsock.transports.sockets import connect_stream, listen_stream
+from wgvsock.transports.sockets import listen_stream
 
 PSEUDO_HEADER: Final = struct.Struct(">IIB")
-_DIAL_TIMEOUT: Final = 10.0  # seconds, as the next one
-_CONTROL_TIMEOUT: Final = 10.0
+_CONTROL_TIMEOUT: Final = 60.0  # seconds
 _RECORDING_LIMIT: Final = 1 << 30
 """Bytes after which recording stops, because a bulk transfer must not fill the disk. `Tap.status` reports it."""
 
@@ -145,17 +145,17 @@ class _Connection:
             # Not at once: Python 3.11.2 begins to read after `connection_made`, whatever was requested in it.
             asyncio.get_running_loop().call_soon(self.relay.transport.pause_reading)
             self._dial = asyncio.create_task(self._reach_enclave())
+        elif self._closed:  # while the Enclave was dialled
+            end.transport.abort()
         else:
             self._both_ready = True
             self.tap.recording.note(self.number, self.route.port, Kind.OPENED)
             self.apply_flow()
 
     async def _reach_enclave(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            upstream = self.tap.upstream(self.route.port)
-            sock = await connect_stream(upstream, deadline=loop.time() + _DIAL_TIMEOUT)
-            await loop.create_connection(lambda: self.enclave, sock=sock)
+            sock = await dial(self.tap.upstream(self.route.port))
+            await asyncio.get_running_loop().create_connection(lambda: self.enclave, sock=sock)
         except (WgvsockError, OSError):
             self.close()
 

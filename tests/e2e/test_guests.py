@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from lab.qemu.backends import GuestBackend
 from lab.qemu.machine import VsockDevice
 from lab.topology import Node
 from lab.virtio.nsm import DEVICE_ID
-from wgvsock.addresses import Cid
+from wgvsock.addresses import PROVISIONING_PORT, Cid
 
 pytestmark = pytest.mark.lab
 
@@ -164,3 +165,23 @@ def test_another_image_is_refused_by_its_pcrs(rebooted: Ladder, tmp_path: Path) 
     finally:
         backend.reboot_enclave()
     is_served(rebooted)
+
+
+def test_the_vsock_device_outlives_who_dials_a_busy_guest_and_leaves(tunnel: Ladder) -> None:
+    backend = guest(tunnel)
+    if not isinstance(backend.enclave_vsock, VsockDevice):
+        pytest.skip("a kernel serves the enclave's vsock")
+    address = backend.enclave_vsock.address(PROVISIONING_PORT)
+    argv = [sys.executable, "-m", "lab.programs.flooder", "connect", "--rate", "20", str(address)]
+    backend.enclave_guest.pause()
+    try:
+        flooder = backend.spawn_here(argv, name="flooder")
+        descriptors = Path(f"/proc/{flooder.pid}/fd")
+        backend.deadline(20).poll(lambda: len(list(descriptors.iterdir())) > 15, "connections without an answer")
+        flooder.signal(signal.SIGTERM)
+    finally:
+        backend.enclave_guest.resume()
+    assert flooder.wait(backend.deadline(60)) == 0, flooder.output()
+    in_enclave(tunnel, "true")  # by then its kernel has answered
+    backend.enclave_vsock.check()
+    backend.dial_enclave(PROVISIONING_PORT).close()
