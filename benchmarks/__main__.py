@@ -110,7 +110,9 @@ def contestants(arguments: argparse.Namespace, results: Results) -> list[System]
     names = {system.name for system in systems} | results.skipped.keys()
     if unknown := sorted(set(arguments.only or ()) - names):
         raise ConfigurationError(
-            f"no contestant is called {', '.join(map(repr, unknown))}", fix=f"choose from: {', '.join(sorted(names))}"
+            f"no contestant is called {', '.join(map(repr, unknown))}",
+            why="--only takes the whole name of one",
+            fix=f"choose from {', '.join(map(repr, sorted(names)))}",
         )
     wanted = arguments.only or (_QUICK | peers if arguments.quick else {system.name for system in systems})
     results.skipped = {name: why for name, why in results.skipped.items() if name in wanted or not arguments.only}
