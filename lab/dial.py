@@ -1,6 +1,6 @@
 """Dials the Enclave's vsock from this side of its device, and never leaves before the answer.
 
-vhost-device-vsock 0.3.0 does not survive a client of its Unix socket that is gone before the guest's answer arrives. Its
+vhost-device-vsock 0.3.0 does not survive a client of its Unix socket gone before the guest's answer arrives. Its
 thread panics on the broken pipe, and the guest has no vsock from then on. A busy guest answers late, so a caller waits
 long, and closes afterwards what it no longer needs.
 """
