@@ -25,7 +25,11 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
 
 BASE_UNITS = ("_seconds", "_bytes", "_ratio")
-NO_UNIT = {"up", "ready", "enclave_ready", "build_info", "egress_pins", "dns_in_flight"}
+NO_UNIT = {
+    *("up", "ready", "enclave_ready", "build_info", "egress_pins", "dns_in_flight", "enclave_processors"),
+    *("uplink_connections", "uplink_max_connections"),
+    *("application_running", "application_ready", "application_exit_status"),
+}
 
 TUNNEL: Mapping[str, Any] = {
     "name": 'wal"let\\',
@@ -41,8 +45,16 @@ TUNNEL: Mapping[str, Any] = {
     },
     "counters": {"dropped": {"no_route": 7}},
     "path": {"rtt_ms": {"last": 1.5, "min": None, "p50": 2}, "sent": 9, "lost": 1},
-    "nat": {"repairs": {"rules": 2}, "deleted_flows": {"early": 3}},
+    "nat": {
+        "repairs": {"rules": 2},
+        "deleted_flows": {"early": 3},
+        "engine": {"connections": 4, "max_connections": 1024, "crowded": 1, "dropped": 2, "odd": 3}
+        | {"restarts": 0, "resident": 9 << 20},
+    },
+    "application": {"running": True, "ready": True, "exit_status": 0, "starts": 1, "lost_lines": 2, "lost_bytes": 90},
     "dns": {"queries": {"answered": 8}, "upstream": {"timeout": 1}, "in_flight": 2},
+    "processor": {"processors": 2, "busy_seconds": 9.5, "agent_seconds": 1.5},
+    "clock_offset_seconds": -0.25,
     "egress": {
         "denied": {"default": 6},
         "default": "deny",
@@ -52,7 +64,13 @@ TUNNEL: Mapping[str, Any] = {
         "addresses_withheld": 1,
     },
 }
-STATUS: Mapping[str, Any] = {"role": "relay", "state": "ready", "ready": True, "enclaves": [TUNNEL]}
+STATUS: Mapping[str, Any] = {
+    "role": "relay",
+    "state": "ready",
+    "ready": True,
+    "processor_seconds": 12.5,
+    "enclaves": [TUNNEL],
+}
 ENCLAVE: Mapping[str, Any] = {**TUNNEL, "role": "enclave", "attestation": None}
 
 
@@ -166,6 +184,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are() -> None:
         "wgvsock_dns_in_flight",
         "wgvsock_egress_pins",
         "wgvsock_egress_addresses_withheld_total",
+        "wgvsock_uplink_resident_bytes",
     }  # and the other way round: each is shown or watched
 
 
