@@ -8,10 +8,12 @@ long, and closes afterwards what it no longer needs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Final
 
 from wgvsock.addresses import StreamAddress
+from wgvsock.errors import WgvsockError
 from wgvsock.transports.sockets import connect_stream
 
 ANSWER_TIMEOUT: Final = 600.0
@@ -20,7 +22,7 @@ once."""
 
 
 async def dial(address: StreamAddress) -> socket.socket:
-    """Connect. Do not cancel this: wait for it, and close the socket then.
+    """Connect. If it is cancelled, it ends once the answer is there, for which the event loop must still run.
 
     Args:
         address: The Enclave's, or its device's.
@@ -31,4 +33,11 @@ async def dial(address: StreamAddress) -> socket.socket:
     Raises:
         ConnectError: Nothing listens there.
     """
-    return await connect_stream(address, deadline=asyncio.get_running_loop().time() + ANSWER_TIMEOUT)
+    deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
+    attempt = asyncio.ensure_future(connect_stream(address, deadline=deadline))
+    try:
+        return await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        with contextlib.suppress(WgvsockError):
+            (await attempt).close()
+        raise

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -61,35 +60,30 @@ class Flooder:
     kind: str
     signer: bytes
     counts: Counter[str] = field(default_factory=Counter)
-    _dialling: set[asyncio.Task[socket.socket]] = field(default_factory=set, init=False)
 
     async def run(self, rate: float) -> None:
-        """Connect until cancelled. Then wait for the answers that are due (see `lab.dial`)."""
-        try:
-            await self._flood(rate)
-        finally:
-            await asyncio.gather(*self._dialling, return_exceptions=True)
-
-    async def _flood(self, rate: float) -> None:
+        """Connect until cancelled. It ends once every attempt has (see `lab.dial`)."""
         under_way = set[asyncio.Task[None]]()
         time = asyncio.get_running_loop().time
         due = time()
-        while True:
-            due = max(due + 1 / rate, time() - 0.1)  # what could not be done in time is skipped
-            if len(under_way) < MOST:
-                task = asyncio.create_task(self._attempt())
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            await asyncio.sleep(max(0.0, due - time()))
+        try:
+            while True:
+                due = max(due + 1 / rate, time() - 0.1)  # what could not be done in time is skipped
+                if len(under_way) < MOST:
+                    task = asyncio.create_task(self._attempt())
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                await asyncio.sleep(max(0.0, due - time()))
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _attempt(self) -> None:
         self.counts["attempts"] += 1
         loop = asyncio.get_running_loop()
-        dialling = loop.create_task(dial(self.address))
-        self._dialling.add(dialling)
-        dialling.add_done_callback(self._dialling.discard)
         try:
-            sock = await asyncio.shield(dialling)
+            sock = await dial(self.address)
         except WgvsockError:
             self.counts["refused"] += 1
             return

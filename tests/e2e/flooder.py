@@ -18,9 +18,9 @@ import sys
 import time
 from collections import deque
 
+from lab.dial import dial
 from wgvsock.addresses import StreamAddress, parse_stream_address
 from wgvsock.errors import TransportError, WgvsockError
-from wgvsock.transports.sockets import connect_stream
 from wgvsock.wireguard.cookie import CookieMaker
 from wgvsock.wireguard.messages import CookieReply, HandshakeInitiation, parse_message
 from wgvsock.wireguard.noise import Handshake, Identity, create_initiation
@@ -57,7 +57,7 @@ class Flooder:
         await asyncio.sleep(max(0.0, self.began + self.attempts / rate - time.monotonic()))
 
     async def connect(self) -> socket.socket:
-        sock = await connect_stream(self.address, deadline=asyncio.get_running_loop().time() + 10)
+        sock = await dial(self.address)
         self.connected += 1
         return sock
 
