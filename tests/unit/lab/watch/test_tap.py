@@ -58,14 +58,14 @@ async def joined(
     for sock in (relay, enclave, relay_inner, enclave_inner):
         sock.setblocking(False)
 
-    async def connect(address: object, *, deadline: float) -> socket.socket:
+    async def connect(address: object) -> socket.socket:
         if dialled is not None:
             dialled.append(address)
         if reachable is not None:
             await reachable.wait()
         return enclave_inner
 
-    monkeypatch.setattr(tap_module, "connect_stream", connect)
+    monkeypatch.setattr(tap_module, "dial", connect)
     connection = _Connection(tap, ROUTE)
     await asyncio.get_running_loop().create_connection(lambda: connection.relay, sock=relay_inner)
     try:
@@ -229,13 +229,25 @@ async def test_refuse_cuts_at_once(recording: Recording) -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_enclave_that_is_reached_after_the_drop_is_left(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap, reachable = Tap([ROUTE], recording), asyncio.Event()
+    async with joined(tap, monkeypatch, reachable=reachable) as ends:
+        tap.command({"verb": "drop"})
+        reachable.set()
+        assert await ends.receive(ends.enclave) == b""
+    assert records(recording) == []
+
+
+@pytest.mark.asyncio
 async def test_an_enclave_that_does_not_listen_ends_the_dial(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(address: object, *, deadline: float) -> socket.socket:
+    async def refuse(address: object) -> socket.socket:
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(tap_module, "connect_stream", refuse)
+    monkeypatch.setattr(tap_module, "dial", refuse)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours:
