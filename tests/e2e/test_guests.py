@@ -105,6 +105,26 @@ def test_connections_outlive_a_frozen_guest(tunnel: Ladder) -> None:
         client.kill()
 
 
+def test_the_vsock_device_outlives_who_dials_a_busy_guest_and_leaves(tunnel: Ladder) -> None:
+    backend = guest(tunnel)
+    if not isinstance(backend.enclave_vsock, VsockDevice):
+        pytest.skip("a kernel serves the enclave's vsock")
+    address = backend.enclave_vsock.address(PROVISIONING_PORT)
+    argv = [sys.executable, "-m", "lab.programs.flooder", "connect", "--rate", "20", str(address)]
+    backend.enclave_guest.pause()
+    try:
+        flooder = backend.spawn_here(argv, name="flooder")
+        descriptors = Path(f"/proc/{flooder.pid}/fd")
+        backend.deadline(20).poll(lambda: len(list(descriptors.iterdir())) > 15, "connections without an answer")
+        flooder.signal(signal.SIGTERM)
+    finally:
+        backend.enclave_guest.resume()
+    assert flooder.wait(backend.deadline(60)) == 0, flooder.output()
+    in_enclave(tunnel, "true")  # by then its kernel has answered
+    backend.enclave_vsock.check()
+    backend.dial_enclave(PROVISIONING_PORT).close()
+
+
 @pytest.fixture
 def rebooted(network: Ladder) -> Iterator[Ladder]:
     """A tunnel whose enclave the test may reboot."""
@@ -165,23 +185,3 @@ def test_another_image_is_refused_by_its_pcrs(rebooted: Ladder, tmp_path: Path) 
     finally:
         backend.reboot_enclave()
     is_served(rebooted)
-
-
-def test_the_vsock_device_outlives_who_dials_a_busy_guest_and_leaves(tunnel: Ladder) -> None:
-    backend = guest(tunnel)
-    if not isinstance(backend.enclave_vsock, VsockDevice):
-        pytest.skip("a kernel serves the enclave's vsock")
-    address = backend.enclave_vsock.address(PROVISIONING_PORT)
-    argv = [sys.executable, "-m", "lab.programs.flooder", "connect", "--rate", "20", str(address)]
-    backend.enclave_guest.pause()
-    try:
-        flooder = backend.spawn_here(argv, name="flooder")
-        descriptors = Path(f"/proc/{flooder.pid}/fd")
-        backend.deadline(20).poll(lambda: len(list(descriptors.iterdir())) > 15, "connections without an answer")
-        flooder.signal(signal.SIGTERM)
-    finally:
-        backend.enclave_guest.resume()
-    assert flooder.wait(backend.deadline(60)) == 0, flooder.output()
-    in_enclave(tunnel, "true")  # by then its kernel has answered
-    backend.enclave_vsock.check()
-    backend.dial_enclave(PROVISIONING_PORT).close()
