@@ -41,3 +41,21 @@ async def dial(address: StreamAddress) -> socket.socket:
         with contextlib.suppress(WgvsockError):
             (await attempt).close()
         raise
+
+
+def dial_now(address: StreamAddress, *, timeout: float) -> socket.socket:
+    """`dial`, for callers without an event loop.
+
+    Args:
+        address: See `dial`.
+        timeout: Seconds for each later operation on the socket.
+
+    Returns:
+        A connected, blocking socket.
+
+    Raises:
+        ConnectError: Nothing listens there.
+    """
+    sock = asyncio.run(dial(address))
+    sock.settimeout(timeout)
+    return sock

@@ -6,7 +6,6 @@ what a node is made of. A backend says which place a node is in, and what the vs
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import shutil
@@ -22,7 +21,7 @@ from typing import Any, Final, Protocol, Self
 from lab import config as configurations
 from lab.backend import Completed, Place
 from lab.deadline import Deadline
-from lab.dial import dial
+from lab.dial import dial_now
 from lab.errors import LabError
 from lab.filters import PacketFilter, asked_for
 from lab.guest.command import alone
@@ -237,9 +236,7 @@ class Laboratory(ABC):
         return self._dial(self._enclave_side(port))
 
     def _dial(self, address: StreamAddress) -> socket.socket:
-        sock = asyncio.run(dial(address))
-        sock.settimeout(self.deadline(_READ_TIMEOUT).seconds)
-        return sock
+        return dial_now(address, timeout=self.deadline(_READ_TIMEOUT).seconds)
 
     def divert(self, port: Port, listener: Path | None) -> None:
         """Redirect the Relay's next connections."""

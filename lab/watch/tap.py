@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import json
 import os
 import socket
@@ -26,7 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from lab.dial import dial
+from lab.dial import dial, dial_now
 from lab.errors import LabError
 from lab.guest.packets import LINKTYPE_USER0, PcapReader, write_pcap_header, write_pcap_record
 from wgvsock.addresses import HybridVsockAddress, StreamAddress, UnixAddress, parse_stream_address
@@ -34,7 +33,7 @@ from wgvsock.errors import WgvsockError
 from wgvsock.transports.sockets import listen_stream
 
 PSEUDO_HEADER: Final = struct.Struct(">IIB")
-_CONTROL_TIMEOUT: Final = 60.0  # seconds
+_CONTROL_TIMEOUT: Final = 10.0  # seconds
 _RECORDING_LIMIT: Final = 1 << 30
 """Bytes after which recording stops, because a bulk transfer must not fill the disk. `Tap.status` reports it."""
 
@@ -437,28 +436,10 @@ class TapControl:
 
 
 def _control_socket(address: UnixAddress | HybridVsockAddress) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(_CONTROL_TIMEOUT)
     try:
-        sock.connect(address.path)
-        if isinstance(address, HybridVsockAddress):
-            _enter_guest(sock, address.port)
-    except OSError as error:
-        sock.close()
+        return dial_now(address, timeout=_CONTROL_TIMEOUT)
+    except WgvsockError as error:
         raise LabError(f"cannot reach the tap at {address}", why=str(error)) from None
-    return sock
-
-
-def _enter_guest(sock: socket.socket, port: int) -> None:
-    """Ask the monitor behind a Unix socket for a connection to a port of its guest.
-
-    Raises:
-        OSError: Nothing listens there.
-    """
-    sock.sendall(f"CONNECT {port}\n".encode())
-    with sock.makefile("rb", buffering=0) as answer:  # unbuffered: what follows the line must not be read here
-        if not answer.readline().startswith(b"OK "):
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 async def _run(arguments: argparse.Namespace) -> None:
