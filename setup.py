@@ -32,6 +32,7 @@ COMPILED = (
     "wgvsock/devices/tun.py",
     "wgvsock/framing.py",
     "wgvsock/transports/link.py",
+    "wgvsock/tunnel/acknowledgement.py",
     "wgvsock/tunnel/coalescer.py",
     "wgvsock/tunnel/inbound.py",
     "wgvsock/tunnel/outbound.py",

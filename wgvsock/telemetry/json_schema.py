@@ -141,7 +141,7 @@ _ENCLAVE: Final = _table(
                addresses_withheld=WHOLE)
     ),
     dns=_or_null(_table(listen=TEXTS, servers=TEXTS, silent=TEXTS, in_flight=WHOLE, queries=COUNTS, upstream=COUNTS)),
-    counters=_or_null(_table(dropped=COUNTS, offloads=FLAG)),
+    counters=_or_null(_table(dropped=COUNTS, acknowledgements_superseded=WHOLE, offloads=FLAG)),
 )  # fmt: skip
 
 STATUS: Final = _document(

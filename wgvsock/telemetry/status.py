@@ -60,8 +60,12 @@ def _peer_status(peer: Peer, now: float) -> dict[str, Any]:
 
 
 def counters(statistics: TunnelStatistics) -> dict[str, Any]:
-    """Drops by reason, whether super-packets are on, and how many of them the kernel accepted only in pieces."""
-    found: dict[str, Any] = {"dropped": statistics.drops, "offloads": statistics.offloads}
+    """Drops by reason, acknowledgements not sent, whether super-packets are on, and how many were refused whole."""
+    found: dict[str, Any] = {
+        "dropped": statistics.drops,
+        "acknowledgements_superseded": statistics.acknowledgements_superseded,
+        "offloads": statistics.offloads,
+    }
     if statistics.super_packets_refused:  # only some kernels refuse any
         found["super_packets_refused"] = statistics.super_packets_refused
     return found

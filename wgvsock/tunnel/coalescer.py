@@ -1,11 +1,14 @@
-"""Merges consecutive datagrams of one UDP flow into a super-packet: many small packets then cost little more than one.
+"""Makes one packet of many that wait in the interface's queue: many small packets then cost little more than one.
 
-The TCP stack hands over super-packets by itself. An application that sends datagrams one by one does not. Consecutive
-datagrams of one flow and one size in the interface's queue are merged into the form of UDP segmentation offload (the
-last one may be shorter). They then cost one encryption, one frame, and one write at the far end, whose kernel splits
-them again. No packet waits for others: only those already in the queue are merged.
+* The TCP stack hands over super-packets by itself. An application that sends datagrams one by one does not. Consecutive
+  datagrams of one flow and one size are merged into the form of UDP segmentation offload (the last one may be shorter).
+  They then cost one encryption, one frame, and one write at the far end, whose kernel splits them again.
+* Of consecutive TCP acknowledgements of one connection, the newest is enough (`wgvsock/tunnel/acknowledgement.py`).
 
-The next packet is read into a separate buffer, and its payload is copied. That costs less than a read that splits it.
+No packet waits for others: only those already in the queue are read.
+
+The next packet is read into a separate buffer. A datagram's payload is copied from there, which costs less than a read
+that splits it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import struct
 from typing import Final
 
 from wgvsock.devices.base import TunDevice
+from wgvsock.tunnel.acknowledgement import Acknowledgements, Fields, Unpack, supersedes
 from wgvsock.tunnel.segmentation import write_super_header
 from wgvsock.virtio_net import DATA_VALID, GSO_NONE, HEADER_LENGTH, MAXIMUM_UDP_SEGMENTS, NEEDS_CSUM
 
@@ -22,6 +26,9 @@ MAX_PACKET: Final = 65_535
 
 PADDING: Final = 16
 """Bytes after a packet that sealing zeroes as padding (whitepaper, section 5.4.6)."""
+
+MAXIMUM_ACKNOWLEDGEMENTS: Final = 64
+"""Acknowledgements of which one is made. More wait in the queue only if the processor was away for a long time."""
 
 _LONGEST: Final = HEADER_LENGTH + MAX_PACKET
 _UDP: Final = 17
@@ -37,26 +44,30 @@ limit; addresses and ports). Numbers: length in the IP header, length and checks
 
 
 class Coalescer:
-    """Reads packets from a TUN with 10 bytes of headroom.
+    """Reads packets from a TUN.
 
     Args:
         tun: The source of packets.
 
     Attributes:
         buffer: Holds the last packet that `read` returned, with space for padding after it.
-        segments: Number of the TUN's packets in it.
+        segments: Number of the TUN's packets that it stands for.
         waiting: Bytes of a packet that was already read and that the next `read` returns. 0 if there is none.
         drained: Whether the TUN has just reported that no packet follows.
-        enabled: Whether to merge datagrams.
+        enabled: Whether to merge datagrams. The TUN has 10 bytes of headroom then.
+        superseded: Acknowledgements that a newer one replaced.
     """
 
     def __init__(self, tun: TunDevice) -> None:
         self._tun = tun
         self.buffer, self._next = (memoryview(bytearray(_LONGEST + PADDING)) for _ in range(2))
+        self._acknowledgements = Acknowledgements(tun.packet_headroom)
+        self._longest_acknowledgement = self._acknowledgements.longest
         self.segments = 0
         self.waiting = 0
         self.drained = False
         self.enabled = False
+        self.superseded = 0
 
     def read(self) -> int:
         """Read the next packet or super-packet, with its headroom, into `buffer`.
@@ -76,10 +87,34 @@ class Coalescer:
             length = self._tun.read_into(self.buffer[:_LONGEST])
         self.segments = 1
         buffer = self.buffer
+        if length <= self._longest_acknowledgement:
+            acknowledgement = self._acknowledgements.recognise(buffer, length)
+            if acknowledgement is not None:
+                return self._newest(length, *acknowledgement)
         # Neither IPv4's protocol nor IPv6's next header: most packets are told by these two bytes.
         if not self.enabled or (buffer[_IPV4_PROTOCOL] != _UDP and buffer[_IPV6_NEXT_HEADER] != _UDP):
             return length
         return self._grow(length) if length > HEADER_LENGTH + 28 else length
+
+    def _newest(self, length: int, unpack: Unpack, older: Fields) -> int:
+        """Read the acknowledgements that follow, as long as each replaces the one before. All have the same length."""
+        read_into = self._tun.read_into
+        segments = 1
+        while segments < MAXIMUM_ACKNOWLEDGEMENTS:
+            following = self._next
+            read = read_into(following[:_LONGEST])
+            if not read:
+                self.drained = True
+                break
+            if read != length or not supersedes(newer := unpack(following), older):
+                self.waiting = read
+                break
+            self.buffer, self._next = following, self.buffer
+            older = newer
+            segments += 1
+        self.segments = segments
+        self.superseded += segments - 1
+        return length
 
     def _grow(self, length: int) -> int:
         """Append the datagrams that follow, as long as they belong to this flow. Returns the total length."""

@@ -28,7 +28,8 @@ has slept."""
 
 BATCH_BYTES: Final = 256 * 1024
 BATCH_PACKETS: Final = 128
-"""The batch of one iteration of the event loop: about 0.5 ms of work."""
+"""The batch of one iteration of the event loop: about 0.5 ms of work. Twice as much gains nothing that can be measured,
+and a ping under load takes a fifth longer."""
 
 
 class Outbound:
@@ -78,6 +79,11 @@ class Outbound:
         self.dropped_denied = 0
         self._unwatched = (transport, None if gate is None else gate.passes)
         self._passes = self._unwatched[1]
+
+    @property
+    def acknowledgements_superseded(self) -> int:
+        """TCP acknowledgements that a newer one in the interface's queue replaced."""
+        return self._coalescer.superseded
 
     def watch(self, watcher: Watcher | None) -> None:
         """Show all outgoing packets to a watcher. None stops that."""

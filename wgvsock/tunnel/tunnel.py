@@ -52,12 +52,14 @@ class TunnelStatistics:
         own_drops: Packets that the tunnel itself dropped, by reason.
         offloads: Whether the offloads, and with them super-packets, are on.
         super_packets_refused: Super-packets that the TUN accepted only as segments.
+        acknowledgements_superseded: TCP acknowledgements that did not go out, because a newer one was in the queue.
     """
 
     device: DeviceStatistics
     own_drops: Mapping[TunnelDrop, int]
     offloads: bool
     super_packets_refused: int = 0
+    acknowledgements_superseded: int = 0
 
     @property
     def drops(self) -> dict[str, int]:
@@ -203,6 +205,7 @@ class Tunnel:
                 TunnelDrop.KERNEL: self._inbound.dropped_by_kernel,
             },
             super_packets_refused=self._inbound.super_packets_refused,
+            acknowledgements_superseded=self._outbound.acknowledgements_superseded,
             offloads=self._outbound.offloads,
         )
 

@@ -113,12 +113,21 @@ def tunnel_statistics(device: Device, drops: Mapping[TunnelDrop, int] | None = N
 
 
 def test_counters_without_drops(pair: DevicePair) -> None:
-    assert counters(tunnel_statistics(pair.alice)) == {"dropped": {}, "offloads": True}
+    assert counters(replace(tunnel_statistics(pair.alice), acknowledgements_superseded=5)) == {
+        "dropped": {},
+        "acknowledgements_superseded": 5,
+        "offloads": True,
+    }
 
 
 def test_refused_super_packets_are_told(pair: DevicePair) -> None:
     statistics = replace(tunnel_statistics(pair.alice), super_packets_refused=3, offloads=False)
-    assert counters(statistics) == {"dropped": {}, "offloads": False, "super_packets_refused": 3}
+    assert counters(statistics) == {
+        "dropped": {},
+        "acknowledgements_superseded": 0,
+        "offloads": False,
+        "super_packets_refused": 3,
+    }
 
 
 def test_what_was_dropped_by_reason(pair: DevicePair) -> None:
