@@ -69,8 +69,11 @@ class Coalescer:
         self.enabled = False
         self.superseded = 0
 
-    def read(self) -> int:
+    def read(self, *, ahead: bool = True) -> int:
         """Read the next packet or super-packet, with its headroom, into `buffer`.
+
+        Args:
+            ahead: Whether to look for packets that it can be merged with.
 
         Returns:
             Its length in bytes, 0 if there is none.
@@ -86,6 +89,8 @@ class Coalescer:
         else:
             length = self._tun.read_into(self.buffer[:_LONGEST])
         self.segments = 1
+        if not ahead:
+            return length
         buffer = self.buffer
         if length <= self._longest_acknowledgement:
             acknowledgement = self._acknowledgements.recognise(buffer, length)

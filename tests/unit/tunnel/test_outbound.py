@@ -8,6 +8,7 @@ from wgvsock.egress.settings import PolicySettings
 from wgvsock.settings import parse
 from wgvsock.testing import DevicePair, MemoryTransport, MemoryTun, transport
 from wgvsock.testing.pair import BOB, drops, ipv4_packet
+from wgvsock.tunnel.coalescer import MAXIMUM_ACKNOWLEDGEMENTS
 from wgvsock.tunnel.outbound import OVERHEAD, Outbound
 from wgvsock.virtio_net import HeaderFault, check_header
 from wgvsock.wireguard import DropReason, Profile, public_key
@@ -18,6 +19,12 @@ OPEN_CHECKSUM = bytes([1, 0, 0, 0, 0, 0, 20, 0, 6, 0])
 SEGMENTED = bytes([0, 1, 40, 0, 100, 0, 20, 0, 16, 0])
 UDP_PACKET = ipv4_packet("10.0.0.1", "10.0.0.2", b"\0\1\0\2\0\x0c\1\1data")
 UDP = OPEN_CHECKSUM + UDP_PACKET[:6] + b"\x40\0\x40\x11" + UDP_PACKET[10:]
+
+
+def acknowledgement(number: int) -> bytes:
+    """A bare TCP acknowledgement, without headroom."""
+    packet = ipv4_packet("10.0.0.1", "10.0.0.2", struct.pack(">HHIIHHHH", 443, 40_000, 7, number, 0x5010, 500, 0, 0))
+    return packet[:9] + b"\x06" + packet[10:]
 
 
 class Way:
@@ -98,7 +105,36 @@ def test_a_batch_leaves_no_packet_behind_that_was_read_already() -> None:
     way.outbound.batch_packets = 1
     way.outbound.offloads = True
     other = UDP[:31] + b"\x99" + UDP[32:]
-    assert way.send(UDP, other, UDP) == [UDP, other, UDP]
+    assert way.send(UDP, other, UDP) == [UDP, other]
+    assert way.send() == [UDP]
+    way.tun.close()
+
+
+def test_flows_in_turns_do_not_prolong_a_batch() -> None:
+    """Each packet that is read ahead belongs to another flow, and the next one would be read ahead for it."""
+    way = Way(headroom=10, profile=Profile.GSO)
+    way.outbound.batch_packets = 10
+    way.outbound.offloads = True
+    other = UDP[:31] + b"\x99" + UDP[32:]
+    assert len(way.send(*[UDP, other] * 15)) == 11
+    assert len(way.send()) == 11
+    assert len(way.send()) == 8
+    way.tun.close()
+
+
+def test_of_acknowledgements_that_wait_the_newest_goes_out() -> None:
+    way = Way()
+    packets = [acknowledgement(number) for number in (1, 2, 3)]
+    assert way.send(*packets, PACKET) == [packets[-1], PACKET]
+    assert way.outbound.acknowledgements_superseded == 2
+    way.tun.close()
+
+
+def test_acknowledgements_count_as_packets_of_a_batch() -> None:
+    way = Way()
+    way.outbound.batch_packets = 20
+    packets = [acknowledgement(number) for number in range(1, 200)]
+    assert way.send(*packets) == [packets[MAXIMUM_ACKNOWLEDGEMENTS - 1]]
     way.tun.close()
 
 
