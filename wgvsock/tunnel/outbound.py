@@ -28,8 +28,8 @@ has slept."""
 
 BATCH_BYTES: Final = 256 * 1024
 BATCH_PACKETS: Final = 128
-"""The batch of one iteration of the event loop: about 0.5 ms of work. Twice as much gains nothing that can be measured,
-and a ping under load takes a fifth longer."""
+"""The batch of one iteration of the event loop: about 0.5 ms of work. Twice as much gains little, and a ping under
+load takes a fifth longer."""
 
 
 class Outbound:
