@@ -1,63 +1,20 @@
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, UDP
 
-from wgvsock.testing import MemoryTun
-from wgvsock.tunnel.coalescer import MAXIMUM_ACKNOWLEDGEMENTS, Coalescer
-
-
-def timestamp(value: int) -> list[tuple[str, Any]]:
-    return [("NOP", None), ("NOP", None), ("Timestamp", (value, 0))]
-
-
-def segment(number: int, payload: bytes = b"", *, version: int = 4, headroom: int = 10, **fields: Any) -> bytes:
-    """A TCP segment, by default a bare acknowledgement of `number`. `fields` are scapy's, of both headers."""
-    of_ip = {name: fields.pop(name) for name in ("id", "flags_ip", "frag", "ttl", "tos") if name in fields}
-    if version == 4:
-        ip = IP(src="10.0.0.1", dst="10.0.0.2", flags=of_ip.pop("flags_ip", "DF"), **of_ip)
-    else:
-        ip = IPv6(src="fd00::1", dst="fd00::2", **of_ip)
-    fields = {"sport": 443, "dport": 40_000, "seq": 7, "flags": "A", "window": 500} | fields
-    return bytes(headroom) + bytes(ip / TCP(ack=number, **fields) / payload)
-
-
-class Reader:
-    """A coalescer that is read to the end."""
-
-    def __init__(self, headroom: int = 10) -> None:
-        self.tun = MemoryTun(headroom)
-        self.coalescer = Coalescer(self.tun)
-
-    def read(self, *packets: bytes) -> list[bytes]:
-        """Return the result of these waiting packets."""
-        for packet in packets:
-            self.tun.inject(packet)
-        read = []
-        self.counts = []
-        while length := self.coalescer.read():
-            read.append(bytes(self.coalescer.buffer[:length]))
-            self.counts.append(self.coalescer.segments)
-        return read
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    made = Reader()
-    yield made
-    made.tun.close()
+from tests.unit.tunnel.queued import Reader, segment, timestamp
+from wgvsock.tunnel.coalescer import MAXIMUM_ACKNOWLEDGEMENTS
 
 
 @pytest.mark.parametrize("headroom", [0, 10])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("timed", [False, True])
 def test_the_newest_of_a_connection_is_enough(headroom: int, version: int, timed: bool) -> None:
-    reader = Reader(headroom)
+    reader = Reader(headroom, enabled=False)
     packets = []
     for number in range(1000, 1005):
         fields: dict[str, Any] = {"id": number} if version == 4 else {}

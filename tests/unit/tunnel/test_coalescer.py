@@ -1,13 +1,13 @@
 import ipaddress
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.tunnel.queued import Reader
 from wgvsock.testing import MemoryTun
-from wgvsock.tunnel.coalescer import MAX_PACKET, PADDING, Coalescer
+from wgvsock.tunnel.coalescer import MAX_PACKET, Coalescer
 from wgvsock.tunnel.segmentation import segments
 from wgvsock.virtio_net import GSO_UDP_L4, MAXIMUM_UDP_SEGMENTS, check_header
 
@@ -47,34 +47,6 @@ def tcp(size: int) -> bytes:
     """A TCP super-packet."""
     header = struct.pack(">BBHHHBBH", 0x45, 0, 40 + size, 0, 0x4000, 64, 6, 0) + bytes(8)
     return struct.pack("<BBHHHH", 1, 1, 40, 1460, 20, 16) + header + bytes(12) + b"\x50" + bytes(7 + size)
-
-
-class Reader:
-    """A coalescer that is read to the end."""
-
-    def __init__(self, *, enabled: bool = True) -> None:
-        self.tun = MemoryTun(10)
-        self.coalescer = Coalescer(self.tun)
-        self.coalescer.enabled = enabled
-
-    def read(self, *packets: bytes) -> list[bytes]:
-        """Return the result of these waiting packets. Sealing overwrites the padding behind each, as in production."""
-        for packet in packets:
-            self.tun.inject(packet)
-        read = []
-        self.counts = []
-        while length := self.coalescer.read():
-            read.append(bytes(self.coalescer.buffer[:length]))
-            self.counts.append(self.coalescer.segments)
-            self.coalescer.buffer[length : length + PADDING] = b"\xee" * PADDING
-        return read
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    made = Reader()
-    yield made
-    made.tun.close()
 
 
 def taken_apart(packets: list[bytes]) -> list[bytes]:

@@ -3,6 +3,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from tests.unit.tunnel.queued import segment
 from wgvsock.egress.gate import Gate
 from wgvsock.egress.settings import PolicySettings
 from wgvsock.settings import parse
@@ -19,12 +20,7 @@ OPEN_CHECKSUM = bytes([1, 0, 0, 0, 0, 0, 20, 0, 6, 0])
 SEGMENTED = bytes([0, 1, 40, 0, 100, 0, 20, 0, 16, 0])
 UDP_PACKET = ipv4_packet("10.0.0.1", "10.0.0.2", b"\0\1\0\2\0\x0c\1\1data")
 UDP = OPEN_CHECKSUM + UDP_PACKET[:6] + b"\x40\0\x40\x11" + UDP_PACKET[10:]
-
-
-def acknowledgement(number: int) -> bytes:
-    """A bare TCP acknowledgement, without headroom."""
-    packet = ipv4_packet("10.0.0.1", "10.0.0.2", struct.pack(">HHIIHHHH", 443, 40_000, 7, number, 0x5010, 500, 0, 0))
-    return packet[:9] + b"\x06" + packet[10:]
+OTHER_FLOW = UDP[:31] + b"\x99" + UDP[32:]
 
 
 class Way:
@@ -87,8 +83,7 @@ def test_a_packet_after_silence_goes_out_before_the_next_is_looked_for() -> None
 def test_silence_leaves_no_packet_behind_that_was_read_already() -> None:
     way = Way(headroom=10, profile=Profile.GSO, silent=True)
     way.outbound.offloads = True
-    other = UDP[:31] + b"\x99" + UDP[32:]
-    assert way.send(UDP, other) == [UDP, other]
+    assert way.send(UDP, OTHER_FLOW) == [UDP, OTHER_FLOW]
     way.tun.close()
 
 
@@ -100,31 +95,22 @@ def test_a_batch_ends_so_that_others_get_their_turn() -> None:
     way.tun.close()
 
 
-def test_a_batch_leaves_no_packet_behind_that_was_read_already() -> None:
+@pytest.mark.parametrize(("limit", "waiting", "batches"), [(1, 3, [2, 1]), (10, 30, [11, 11, 8])])
+def test_a_batch_ends_with_the_packet_that_was_read_already(limit: int, waiting: int, batches: list[int]) -> None:
+    """Each packet that is read ahead belongs to another flow: it goes out, and nothing is read ahead for it."""
     way = Way(headroom=10, profile=Profile.GSO)
-    way.outbound.batch_packets = 1
+    way.outbound.batch_packets = limit
     way.outbound.offloads = True
-    other = UDP[:31] + b"\x99" + UDP[32:]
-    assert way.send(UDP, other, UDP) == [UDP, other]
-    assert way.send() == [UDP]
-    way.tun.close()
-
-
-def test_flows_in_turns_do_not_prolong_a_batch() -> None:
-    """Each packet that is read ahead belongs to another flow, and the next one would be read ahead for it."""
-    way = Way(headroom=10, profile=Profile.GSO)
-    way.outbound.batch_packets = 10
-    way.outbound.offloads = True
-    other = UDP[:31] + b"\x99" + UDP[32:]
-    assert len(way.send(*[UDP, other] * 15)) == 11
-    assert len(way.send()) == 11
-    assert len(way.send()) == 8
+    packets = [OTHER_FLOW if number % 2 else UDP for number in range(waiting)]
+    sent = [way.send(*packets), *(way.send() for _ in batches[1:])]
+    assert [len(batch) for batch in sent] == batches
+    assert [packet for batch in sent for packet in batch] == packets
     way.tun.close()
 
 
 def test_of_acknowledgements_that_wait_the_newest_goes_out() -> None:
     way = Way()
-    packets = [acknowledgement(number) for number in (1, 2, 3)]
+    packets = [segment(number, headroom=0) for number in (1, 2, 3)]
     assert way.send(*packets, PACKET) == [packets[-1], PACKET]
     assert way.outbound.acknowledgements_superseded == 2
     way.tun.close()
@@ -133,7 +119,7 @@ def test_of_acknowledgements_that_wait_the_newest_goes_out() -> None:
 def test_acknowledgements_count_as_packets_of_a_batch() -> None:
     way = Way()
     way.outbound.batch_packets = 20
-    packets = [acknowledgement(number) for number in range(1, 200)]
+    packets = [segment(number, headroom=0) for number in range(1, 200)]
     assert way.send(*packets) == [packets[MAXIMUM_ACKNOWLEDGEMENTS - 1]]
     way.tun.close()
 
