@@ -62,7 +62,6 @@ class Coalescer:
         self._tun = tun
         self.buffer, self._next = (memoryview(bytearray(_LONGEST + PADDING)) for _ in range(2))
         self._acknowledgements = Acknowledgements(tun.packet_headroom)
-        self._longest_acknowledgement = self._acknowledgements.longest
         self.segments = 0
         self.waiting = 0
         self.drained = False
@@ -92,7 +91,7 @@ class Coalescer:
         if not ahead:
             return length
         buffer = self.buffer
-        if length <= self._longest_acknowledgement:
+        if length <= self._acknowledgements.longest:
             acknowledgement = self._acknowledgements.recognise(buffer, length)
             if acknowledgement is not None:
                 return self._newest(length, *acknowledgement)

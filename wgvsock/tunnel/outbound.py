@@ -118,10 +118,7 @@ class Outbound:
         link: Link | None = None
         bytes_left, packets_left = self.batch_bytes, self.batch_packets
         alone = now - self._last_packet_at > SILENCE
-        while True:
-            within = bytes_left > 0 and packets_left > 0
-            if not within and not coalescer.waiting:
-                break
+        while (within := bytes_left > 0 and packets_left > 0) or coalescer.waiting:
             length = coalescer.read(ahead=within)
             if not length:
                 break
