@@ -1,7 +1,10 @@
-"""The environment of every test: an AF_VSOCK guard, a coverage context per test, properties without a time limit."""
+"""The environment of every test: an AF_VSOCK guard, an end for what hangs, a coverage context per test, properties
+without a time limit.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -10,6 +13,7 @@ from collections.abc import Generator
 
 import coverage
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key, get_timeout_config_value
 from hypothesis import settings
 
 FORBIDDEN_EVENTS = frozenset({"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"})
@@ -48,6 +52,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine is no bug: by default Hypothesis fails an example that takes longer than 200 ms.
 settings.register_profile("wgvsock", deadline=None)
 settings.load_profile("wgvsock")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """End this process if the fixtures of a failed test hang: pytest has just disarmed its timer of the whole test."""
+    if isinstance(node, pytest.Item):  # not a file that cannot be collected
+        seconds, stderr = get_timeout_config_value(node.config), node.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
 
 
 @pytest.hookimpl(wrapper=True)
