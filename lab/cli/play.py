@@ -6,6 +6,7 @@ record.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -24,7 +25,10 @@ INVENTORY: Final = ANSIBLE / "inventory.py"
 
 _INCLUDE: Final = "ansible.builtin.include_tasks"  # does nothing itself
 
-_LOOK: Final = "see python -m lab status, python -m lab logs relay, then make lab-up again or make lab-down"
+_STANDS: Final = (
+    "the laboratory stays up: see python -m lab status, python -m lab logs relay, "
+    "then make lab-up again or make lab-down"
+)
 
 _OUTPUT_TAIL: Final = 2000
 """Characters of a command's output in an error."""
@@ -55,6 +59,7 @@ class Progress:
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.result: PlayResult | None = None
         self.failure: PlayError | None = None
+        self.last = "no task has ended"
         self._say = say
         self._clock = clock
         self._play = ("", clock())
@@ -68,11 +73,12 @@ class Progress:
                 self._play = (data["name"], self._clock())
             case "runner_on_ok" if data["task_action"] != _INCLUDE:
                 note = ", changed" if data["res"].get("changed") else ""
+                self.last = f"the last task that ended is {data['task']!r} on {data['host']}"
                 self._say(f"{'':12}{data['host']}: {data['task']} ({data.get('duration', 0):.1f} s{note})")
             case "runner_on_failed" | "runner_on_unreachable" if not data.get("ignore_errors"):
                 reason = _reason(data["res"])
                 self.failure = self.failure or PlayError(
-                    f"{data['task']!r} failed on {data['host']}", why=reason, fix="the laboratory stays up: " + _LOOK
+                    f"{data['task']!r} failed on {data['host']}", why=reason, fix=_STANDS
                 )
             case "playbook_on_stats":
                 self._end_play()
@@ -112,18 +118,25 @@ def require() -> None:
 
 
 def play(
-    directory: Path, say: Callable[[str], None], *, playbook: Path = PLAYBOOK, inventory: Path = INVENTORY
+    directory: Path,
+    say: Callable[[str], None],
+    *,
+    timeout: float,
+    playbook: Path = PLAYBOOK,
+    inventory: Path = INVENTORY,
 ) -> PlayResult:
     """Run a playbook.
 
     Args:
         directory: For everything that Ansible writes. The record of the last run replaces the previous one.
         say: Gets a line for each play and each task's outcome.
+        timeout: Seconds after which it is ended. Ansible forks its workers beside a running thread, and would wait for
+            ever for one that inherited a lock.
         playbook: The playbook.
         inventory: Its inventory.
 
     Raises:
-        PlayError: A task failed, and the playbook was stopped.
+        PlayError: A task failed and the playbook was stopped, or it did not end in time.
     """
     import ansible_runner
 
@@ -138,9 +151,12 @@ def play(
         event_handler=progress.handle,
         suppress_env_files=True,
         quiet=True,
+        timeout=math.ceil(timeout),
     )
     if progress.failure is not None:
         raise progress.failure
+    if runner.status == "timeout":
+        raise PlayError(f"the playbook did not end within {timeout:.0f} s", why=progress.last, fix=_STANDS)
     if runner.rc != 0 or progress.result is None:
         with runner.stdout as output:
             why = output.read().strip()[-_OUTPUT_TAIL:]

@@ -30,6 +30,9 @@ ARTIFACTS: Final = Path("artifacts/lab-up")
 READY_TIMEOUT: Final = 20
 """Seconds for the tunnel to become ready, on a machine that runs natively."""
 
+PLAY_TIMEOUT: Final = 180
+"""Seconds for the playbook, which takes 10 on a machine that runs natively."""
+
 _HEARTBEAT: Final = 10.0
 """Seconds: about as long as a person waits before checking whether anything happens."""
 
@@ -51,7 +54,7 @@ def raise_up(asked: str) -> PlayResult:
     backend = _standing(asked) or _raise(asked)
     backend.detach()
     try:
-        result = play(backend.directory / "ansible", say)
+        result = play(backend.directory / "ansible", say, timeout=backend.deadline(PLAY_TIMEOUT).seconds)
     except LabError:
         _keep(standing.attach())
         raise

@@ -49,6 +49,7 @@ def test_tasks_and_the_time_of_plays_are_told(told: Told) -> None:
     ]
     assert told.progress.result == PlayResult(ok=4, changed=1)
     assert told.progress.failure is None
+    assert told.progress.last == "the last task that ended is 'It answers' on enclave"
 
 
 def test_an_include_is_no_task(told: Told) -> None:
@@ -127,7 +128,9 @@ def test_a_second_pass_changes_nothing(tmp_path: Path, playbook: Path, monkeypat
     inventory = tmp_path / "inventory"
     inventory.write_text("here\n")
     lines: list[str] = []
-    first, second = (play(tmp_path / "ansible", lines.append, playbook=playbook, inventory=inventory) for _ in range(2))
+    first, second = (
+        play(tmp_path / "ansible", lines.append, timeout=300, playbook=playbook, inventory=inventory) for _ in range(2)
+    )
     assert (first, second) == (PlayResult(ok=2, changed=1), PlayResult(ok=2, changed=0))
     assert [line.split()[1:4] for line in lines[:2]] == [["It", "is", "there"], ["It", "says", lines[1].split()[3]]]
     assert not (tmp_path / "home").exists()
@@ -140,7 +143,7 @@ def test_a_failed_task_is_an_error_with_its_output(tmp_path: Path, playbook: Pat
     inventory = tmp_path / "inventory"
     inventory.write_text("here wanted=other\n")
     with pytest.raises(PlayError, match="'It says' failed on here") as caught:
-        play(tmp_path / "ansible", lambda _: None, playbook=playbook, inventory=inventory)
+        play(tmp_path / "ansible", lambda _: None, timeout=300, playbook=playbook, inventory=inventory)
     assert "not that" in caught.value.why
 
 
@@ -149,5 +152,16 @@ def test_a_failed_task_is_an_error_with_its_output(tmp_path: Path, playbook: Pat
 def test_a_playbook_that_is_none_is_an_error_with_what_ansible_says(tmp_path: Path, playbook: Path) -> None:
     playbook.write_text("- hosts: all\n  tusks: []\n")
     with pytest.raises(PlayError, match="ansible-playbook ended with") as caught:
-        play(tmp_path / "ansible", lambda _: None, playbook=playbook, inventory=tmp_path)
+        play(tmp_path / "ansible", lambda _: None, timeout=300, playbook=playbook, inventory=tmp_path)
     assert "tusks" in caught.value.why
+
+
+@needs_ansible
+@pytest.mark.slow
+def test_a_playbook_that_does_not_end_is_ended(tmp_path: Path, playbook: Path) -> None:
+    playbook.write_text("- hosts: all\n  tasks: [{name: It hangs, ansible.builtin.raw: sleep 30}]\n")
+    inventory = tmp_path / "inventory"
+    inventory.write_text("here ansible_connection=local\n")
+    with pytest.raises(PlayError, match="did not end within 1 s") as caught:
+        play(tmp_path / "ansible", lambda _: None, timeout=1, playbook=playbook, inventory=inventory)
+    assert caught.value.why == "no task has ended"

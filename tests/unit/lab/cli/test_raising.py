@@ -64,6 +64,9 @@ class FakeBackend:
     def run(self, node: Node, argv: list[str]) -> Completed:
         return Completed(tuple(argv), int(node in self.broken_nodes), b"", b"")
 
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds, scale=3)
+
     def keep_artifacts(self, folder: Path) -> None:
         self.calls.append(f"keep {folder}")
 
@@ -84,7 +87,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeBackend]:
     class Fresh(FakeBackend):
         calls: list[str] = []  # noqa: RUF012 (one list a test)
 
-    def play(_directory: Path, _say: object) -> PlayResult:
+    def play(_directory: Path, _say: object, *, timeout: float) -> PlayResult:
+        assert timeout == 3 * raising.PLAY_TIMEOUT
         Fresh.calls.append("play")
         return PlayResult(ok=3, changed=1)
 
@@ -174,7 +178,7 @@ def test_a_failed_boot_keeps_its_traces_and_leaves_nothing(fake: type[FakeBacken
 def test_a_failed_task_keeps_its_traces_and_the_laboratory(
     fake: type[FakeBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_directory: Path, _say: object) -> PlayResult:
+    def fail(*_: object, **__: object) -> PlayResult:
         raise PlayError("'It runs' failed on pod")
 
     monkeypatch.setattr(raising, "play", fail)
