@@ -109,7 +109,7 @@ class Watch:
         return found
 
     def close(self) -> None:
-        """Check a last time, and stop."""
+        """Stop."""
         self._ending.set()
         self._thread.join()
         for sock in self._sockets.values():
@@ -122,7 +122,7 @@ class Watch:
 
     def _drain(self, machine: str, sock: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
-            while True:
+            while not self._ending.is_set():  # however much arrives
                 try:
                     data, address = sock.recvfrom(_HEADERS)
                 except OSError as error:

@@ -245,9 +245,10 @@ def test_two_hundred_requests_a_second_do_not_delay_provisioning(attested: Ladde
     finally:
         crowd.kill()
     statuses = told["statuses"]
-    # Emulated clients connect faster than they ask: who has not asked yet makes room for the next one.
-    unanswered = {"0"} if attested.backend.scale > 3 else set()
-    assert set(statuses) - unanswered <= {"200", "429"}, told
+    assert set(statuses) <= {"200", "429", "0"}, told
+    # Who has not asked yet makes room for the next one. Emulated clients all connect faster than they ask, others where
+    # one waits for a processor.
+    assert attested.backend.scale > 3 or statuses.get("0", 0) <= told["asked"] / 20, told
     assert statuses["429"] > 0, told
     assert statuses["200"] < told["asked"] / 2, told
     assert 0 < statuses["200"] <= BURST + RATE * told["seconds"] + 1  # all that the module was asked for
