@@ -25,7 +25,7 @@ from wgvsock.devices.tun import open_tun
 from wgvsock.egress.gate import Gate
 from wgvsock.egress.policy import Policy
 from wgvsock.framing import Framing
-from wgvsock.machine.linux import LinuxMachine
+from wgvsock.machine.relay import LinuxRelayMachine
 from wgvsock.relay.uplink.engine import EngineProcess
 from wgvsock.relay.uplink.mouth import Mouth
 from wgvsock.runtime import event_loop, memory
@@ -80,7 +80,7 @@ async def run(arguments: argparse.Namespace) -> None:
 async def _with_engine(headroom: int) -> Mouth:
     """Return a relay's uplink without interface, open to everything. Prints ``engine`` and the process ID."""
     mouth = Mouth(headroom, time.monotonic)
-    engine = EngineProcess(LinuxMachine(), mouth.engine, mouth.drain, lambda: 0.0)
+    engine = EngineProcess(LinuxRelayMachine(), mouth.engine, mouth.drain, lambda: 0.0)
     await engine.start(Begin(ENCLAVE, GATEWAY, max_connections=4096), Publish())
     mouth.open(Gate(Policy(), lambda _: None, headroom))
     say(f"engine {engine.snapshot(4096).pid}")

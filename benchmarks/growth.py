@@ -230,9 +230,9 @@ def imports(statement: str, repetitions: int = 9) -> tuple[float, dict[str, floa
 
 
 SERVICES: Final = {
-    "enclave run": "import wgvsock.cli.entry, wgvsock.cli.enclave, wgvsock.devices.nsm, wgvsock.machine.linux,"
+    "enclave run": "import wgvsock.cli.entry, wgvsock.cli.enclave, wgvsock.devices.nsm, wgvsock.machine.enclave,"
     " wgvsock.enclave.supervisor",
-    "relay run": "import wgvsock.cli.entry, wgvsock.cli.relay, wgvsock.machine.linux, wgvsock.relay.service",
+    "relay run": "import wgvsock.cli.entry, wgvsock.cli.relay, wgvsock.machine.relay, wgvsock.relay.service",
     "device": "import wgvsock.cli.entry, wgvsock.cli.device",
 }
 """What each service imports before it runs."""

@@ -26,8 +26,8 @@ from wgvsock.enclave.application.process import FORWARDED_SIGNALS
 from wgvsock.enclave.config import EnclaveConfig, load
 from wgvsock.enclave.supervisor import EnclaveSupervisor
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
-from wgvsock.machine.linux import LinuxMachine
+from wgvsock.machine.base import EnclaveMachine
+from wgvsock.machine.enclave import LinuxEnclaveMachine
 from wgvsock.telemetry import logs
 from wgvsock.wireguard import Timings
 
@@ -35,7 +35,7 @@ CLOCK_AHEAD: Final = "WGVSOCK_LAB_CLOCK_AHEAD"
 """Environment variable: seconds that the agent's wall clock is ahead, because a namespace has no clock."""
 
 
-class RecordingMachine(LinuxMachine):
+class RecordingMachine(LinuxEnclaveMachine):
     """The machine, with a record of each draw of entropy that can be a private key (`lab.watch.opener` reads it).
 
     Args:
@@ -61,7 +61,7 @@ class RecordingMachine(LinuxMachine):
 
 
 def start(
-    config: EnclaveConfig, machine: Machine, command: Sequence[str], secure_module: str | None, timings: Timings
+    config: EnclaveConfig, machine: EnclaveMachine, command: Sequence[str], secure_module: str | None, timings: Timings
 ) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:
     """Run the supervisor with the signals of ``wgvsock enclave run``.
 

@@ -26,11 +26,12 @@ NO_VERIFIER: Final = ("cryptography.x509", "email", "wgvsock.attestation.verifie
 
 FORBIDDEN: Final = {
     "wgvsock.cli.entry": (*NOBODY, *NO_NETLINK, *COMMAND, "wgvsock.relay", "wgvsock.enclave", "wgvsock.wireguard"),
-    "wgvsock.cli.enclave, wgvsock.devices.nsm, wgvsock.machine.linux, wgvsock.enclave.supervisor": (
+    "wgvsock.cli.enclave, wgvsock.devices.nsm, wgvsock.machine.enclave, wgvsock.enclave.supervisor": (
         *(*NOBODY, *NO_NAMES, *NO_ENGINE, *NO_VERIFIER, *REST_OF_NETLINK),
+        *("wgvsock.dns", "wgvsock.system.conntrack", "wgvsock.system.filter", "wgvsock.system.routing_rule"),
         *("wgvsock.relay", "wgvsock.system.nitro_cli", "wgvsock.cli.status", "wgvsock.telemetry.client"),
     ),
-    "wgvsock.cli.relay, wgvsock.machine.linux, wgvsock.relay.service": (
+    "wgvsock.cli.relay, wgvsock.machine.relay, wgvsock.relay.service": (
         *NOBODY,
         *NO_NAMES,
         *NO_ENGINE,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 from wgvsock.egress.settings import PolicySettings, RuleSettings
-from wgvsock.system.filter.rules import Fact, PublishedPort, Ruleset
+from wgvsock.system.facts import Fact
+from wgvsock.system.filter.rules import PublishedPort, Ruleset
 
 RULES = Ruleset(
     owner="relay",

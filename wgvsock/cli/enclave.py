@@ -62,9 +62,9 @@ def _start(
 ) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:
     from wgvsock.enclave.application.process import FORWARDED_SIGNALS
     from wgvsock.enclave.supervisor import EnclaveSupervisor
-    from wgvsock.machine.linux import LinuxMachine
+    from wgvsock.machine.enclave import LinuxEnclaveMachine
 
-    supervisor = EnclaveSupervisor(config, LinuxMachine(), module)
+    supervisor = EnclaveSupervisor(config, LinuxEnclaveMachine(), module)
     forwarded = {number: lambda number=number: supervisor.forward(number) for number in FORWARDED_SIGNALS}
     stops = {signal.SIGTERM: supervisor.stop, signal.SIGINT: supervisor.stop}
     return supervisor.run(command), {**forwarded, **stops}

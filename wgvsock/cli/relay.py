@@ -71,12 +71,12 @@ def run(path: str, timings: Timings | None = None) -> int:
 
 
 def _start(config: RelayConfig, path: str, timings: Timings | None) -> tuple[Coroutine[Any, Any, int], SignalHandlers]:
-    from wgvsock.machine.linux import LinuxMachine
+    from wgvsock.machine.relay import LinuxRelayMachine
     from wgvsock.relay.output import LineWriter
     from wgvsock.relay.service import RelayService
 
     writer = LineWriter()
-    service = RelayService(config, LinuxMachine(), reload_config=lambda: load(path), timings=timings, show=writer)
+    service = RelayService(config, LinuxRelayMachine(), reload_config=lambda: load(path), timings=timings, show=writer)
 
     async def serve() -> int:
         try:

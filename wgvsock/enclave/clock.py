@@ -16,7 +16,7 @@ from wgvsock.telemetry.logs import error_fields, fields
 from wgvsock.telemetry.schema import CLOCK_SUSPECT
 
 if TYPE_CHECKING:
-    from wgvsock.machine.base import Machine
+    from wgvsock.machine.base import EnclaveMachine
 
 _WORTH_IT: Final = 0.1
 """Seconds. A smaller difference is ignored, because the request itself takes about as long to arrive."""
@@ -51,7 +51,7 @@ class EnclaveClock:
             steps. None if no relay did.
     """
 
-    def __init__(self, machine: Machine, settings: ClockSettings) -> None:
+    def __init__(self, machine: EnclaveMachine, settings: ClockSettings) -> None:
         self.offset: float | None = None
         self._machine = machine
         self._settings = settings

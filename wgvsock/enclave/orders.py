@@ -11,7 +11,7 @@ from wgvsock.devices.nsm import NsmClient
 from wgvsock.enclave.assignments import Assignments
 from wgvsock.enclave.clock import EnclaveClock
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import EnclaveMachine
 from wgvsock.provisioning import (
     AttestationNeeded,
     ConfigurationActivated,
@@ -48,7 +48,7 @@ class Orders:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: EnclaveMachine,
         device: Device,
         nsm: NsmClient,
         assignments: Assignments,

@@ -30,7 +30,7 @@ from wgvsock.enclave.network import EnclaveNetwork
 from wgvsock.enclave.orders import Orders
 from wgvsock.enclave.provisioner import ProvisioningServer
 from wgvsock.enclave.status import AgentSnapshot, EgressSnapshot, enclave_status
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import EnclaveMachine
 from wgvsock.provisioning import LISTEN_BACKLOG, Deadlines, EnclaveProvisioning, TunnelConfig
 from wgvsock.runtime.journal import Journal
 from wgvsock.runtime.tasks import first_of
@@ -65,7 +65,7 @@ class EnclaveSupervisor:
     def __init__(
         self,
         config: EnclaveConfig,
-        machine: Machine,
+        machine: EnclaveMachine,
         secure_module: SecureModule,
         *,
         timings: Timings | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 from wgvsock.addresses import IpAddress, StreamAddress
 from wgvsock.errors import TransportError
-from wgvsock.machine.base import Listening, Machine
+from wgvsock.machine.base import EnclaveMachine, Listening
 from wgvsock.telemetry.logs import error_fields
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class TunnelPort:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: EnclaveMachine,
         interface: str,
         port: int,
         on_accepted: Callable[[socket.socket, StreamAddress], None],

@@ -1,4 +1,7 @@
-"""What a service needs of its machine. In production it is the real machine, in tests one in memory."""
+"""What a service needs of its machine. In production it is the real machine, in tests one in memory.
+
+Only a Relay needs most of it, and only its machine (`wgvsock.machine.relay`) loads what provides that.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from wgvsock.addresses import IpAddress, IpNetwork, StreamAddress
 from wgvsock.devices.base import TunDevice
-from wgvsock.dns.sockets import DnsSockets
 from wgvsock.runtime.journal import Performer, Record
-from wgvsock.system.filter.apply import Ran
-from wgvsock.system.flows import WantedFlows
 from wgvsock.system.netlink import Netlink
 from wgvsock.system.processor import ProcessorTimes
 from wgvsock.system.resolver import ResolverSettings
+
+if TYPE_CHECKING:
+    from wgvsock.dns.sockets import DnsSockets
+    from wgvsock.system.filter.apply import Ran
+    from wgvsock.system.flows import WantedFlows
 
 T = TypeVar("T")
 
@@ -60,7 +65,7 @@ class Child(Protocol):
 
 
 class Machine(Protocol):
-    """TUN, kernel, packet filter, resolver, clocks and entropy."""
+    """What both services need: clock, entropy, TUN and kernel."""
 
     def monotonic(self) -> float:
         """Seconds on a clock that never jumps: the event loop's."""
@@ -69,6 +74,34 @@ class Machine(Protocol):
     def wall_clock(self) -> int:
         """Unix time in nanoseconds."""
         ...
+
+    def random(self, size: int) -> bytes:
+        """`size` bytes of entropy for keys and nonces."""
+        ...
+
+    def open_tun(self, name: str, *, packet_headroom: int) -> TunDevice:
+        """See `wgvsock.devices.tun.open_tun`."""
+        ...
+
+    def open_netlink(self, record: Record) -> AbstractAsyncContextManager[Netlink]:
+        """See `wgvsock.system.netlink.open_netlink`."""
+        ...
+
+    def listen_for_wg(self, interface: str) -> tuple[socket.socket, Path] | None:
+        """Listen where ``wg`` looks for an interface's control socket.
+
+        Returns:
+            The listening socket and its path, or None if that is not possible. Everything else still works then.
+        """
+        ...
+
+    def performers(self) -> Mapping[str, Performer]:
+        """The functions that undo changes to this machine, for a `wgvsock.runtime.journal.Journal`."""
+        ...
+
+
+class EnclaveMachine(Machine, Protocol):
+    """What the Enclave needs in addition: its clocks, its module, and a port in the tunnel."""
 
     def set_wall_clock(self, unix_time: int) -> None:
         """Set the wall clock to a Unix time in nanoseconds.
@@ -90,17 +123,27 @@ class Machine(Protocol):
         """See `wgvsock.system.processor.read_times`."""
         ...
 
-    def random(self, size: int) -> bytes:
-        """`size` bytes of entropy for keys and nonces."""
+    def listen_in_tunnel(
+        self, interface: str, address: IpAddress, port: int, on_accepted: Callable[[socket.socket, StreamAddress], None]
+    ) -> Listening:
+        """Accept TCP connections to a tunnel's own address that arrive through its interface.
+
+        Raises:
+            ListenError: The address cannot be bound.
+        """
         ...
 
-    def open_tun(self, name: str, *, packet_headroom: int) -> TunDevice:
-        """See `wgvsock.devices.tun.open_tun`."""
+    async def ask_module(self, call: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - see `call_in_thread`
+        """See `wgvsock.devices.nsm.call_in_thread`.
+
+        Raises:
+            NsmError: It took longer than `timeout` seconds.
+        """
         ...
 
-    def open_netlink(self, record: Record) -> AbstractAsyncContextManager[Netlink]:
-        """See `wgvsock.system.netlink.open_netlink`."""
-        ...
+
+class RelayMachine(Machine, Protocol):
+    """What the Relay needs in addition: packet filter, connection tracking, the engine, resolver and names."""
 
     def require_mark(self, tunnel: str, versions: Iterable[int], record: Record) -> bool:
         """See `wgvsock.system.routing_rule.require_mark`."""
@@ -108,14 +151,6 @@ class Machine(Protocol):
 
     def watch(self) -> AbstractContextManager[Notifications]:
         """Watch for changes in the kernel's network."""
-        ...
-
-    def listen_for_wg(self, interface: str) -> tuple[socket.socket, Path] | None:
-        """Listen where ``wg`` looks for an interface's control socket.
-
-        Returns:
-            The listening socket and its path, or None if that is not possible. Everything else still works then.
-        """
         ...
 
     def find_tool(self, name: str) -> str | None:
@@ -166,16 +201,6 @@ class Machine(Protocol):
         """Whether a TCP connection to this address is accepted within a second."""
         ...
 
-    def listen_in_tunnel(
-        self, interface: str, address: IpAddress, port: int, on_accepted: Callable[[socket.socket, StreamAddress], None]
-    ) -> Listening:
-        """Accept TCP connections to a tunnel's own address that arrive through its interface.
-
-        Raises:
-            ListenError: The address cannot be bound.
-        """
-        ...
-
     async def connect_in_tunnel(
         self, interface: str, address: IpAddress, port: int, *, seconds: float
     ) -> socket.socket:
@@ -188,16 +213,4 @@ class Machine(Protocol):
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Run a blocking call in a thread."""
-        ...
-
-    async def ask_module(self, call: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - see `call_in_thread`
-        """See `wgvsock.devices.nsm.call_in_thread`.
-
-        Raises:
-            NsmError: It took longer than `timeout` seconds.
-        """
-        ...
-
-    def performers(self) -> Mapping[str, Performer]:
-        """The functions that undo changes to this machine, for a `wgvsock.runtime.journal.Journal`."""
         ...

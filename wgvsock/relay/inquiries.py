@@ -7,7 +7,7 @@ from typing import Final
 
 from wgvsock.egress.trial import parse_destination
 from wgvsock.errors import ConfigurationError, WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.relay.enclaves import reach
 from wgvsock.relay.enclaves.room import Room
 from wgvsock.relay.fleet import Fleet
@@ -42,7 +42,7 @@ class Inquiries:
         snapshot: Returns the relay's state at this moment.
     """
 
-    def __init__(self, fleet: Fleet, machine: Machine, snapshot: Callable[[], RelaySnapshot]) -> None:
+    def __init__(self, fleet: Fleet, machine: RelayMachine, snapshot: Callable[[], RelaySnapshot]) -> None:
         self._fleet = fleet
         self._machine = machine
         self._snapshot = snapshot

@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from wgvsock.addresses import StreamAddress
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import Deadlines
 from wgvsock.relay.config import RelayConfig
 from wgvsock.relay.enclaves.attendant import Attendant
@@ -77,7 +77,7 @@ class RelayService:
     def __init__(
         self,
         config: RelayConfig,
-        machine: Machine,
+        machine: RelayMachine,
         *,
         reload_config: Callable[[], RelayConfig] | None = None,
         launchers: MakeLauncher = make_launcher,

@@ -20,7 +20,7 @@ from wgvsock.addresses import IpAddress, IpInterface, IpNetwork
 from wgvsock.runtime.journal import Performer, Record, Undo
 from wgvsock.system import ipv6
 from wgvsock.system.errors import NetlinkSetupError
-from wgvsock.system.filter.rules import Fact
+from wgvsock.system.facts import Fact
 from wgvsock.system.iproute import Dumps, IPRoute, NetlinkError
 from wgvsock.system.rawnetlink import RawNetlink, attribute
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from wgvsock.addresses import IpInterface
 from wgvsock.runtime.journal import Record, Undo
 from wgvsock.system.errors import NetlinkSetupError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.apply import Ran
-from wgvsock.system.filter.rules import Fact
 from wgvsock.system.netlink import IPV4_FORWARDING, SYSCTL, Interface, Route
 
 

@@ -59,7 +59,7 @@ class MemoryListening:
 
 
 class MemoryMachine:
-    """Satisfies `wgvsock.machine.base.Machine`.
+    """Satisfies `wgvsock.machine.base.EnclaveMachine` and `RelayMachine`.
 
     Attributes:
         kernel: Interfaces, addresses, routes, forwarding.
@@ -115,17 +115,17 @@ class MemoryMachine:
         return time.time_ns() + self.clock_error
 
     def set_wall_clock(self, unix_time: int) -> None:
-        """See `Machine.set_wall_clock`."""
+        """See `EnclaveMachine.set_wall_clock`."""
         self.clock_error = unix_time - time.time_ns()
 
     def hardware_clock(self) -> int:
-        """See `Machine.hardware_clock`. It is always right, if there is one."""
+        """See `EnclaveMachine.hardware_clock`. It is always right, if there is one."""
         if not self.has_hardware_clock:
             raise ClockError("there is no hardware clock", why="the test says so", fix="change the test")
         return time.time_ns()
 
     def processor_times(self) -> ProcessorTimes | None:
-        """See `Machine.processor_times`. One of two processors works, half of the time for this process."""
+        """See `EnclaveMachine.processor_times`. One of two processors works, half of the time for this process."""
         if self.worked is None:
             return None
         return ProcessorTimes(int(self.monotonic() * 1000), self.worked, self.worked // 2, processors=2)
@@ -145,12 +145,12 @@ class MemoryMachine:
         return cast("AbstractAsyncContextManager[Netlink]", self.kernel.open(record))
 
     def require_mark(self, tunnel: str, versions: Iterable[int], record: Record) -> bool:
-        """See `Machine.require_mark`."""
+        """See `RelayMachine.require_mark`."""
         record(Undo(ROUTING_RULE, tunnel, ""))
         return self.kernel.require_mark(tunnel, versions)
 
     def watch(self) -> AbstractContextManager[Notifications]:
-        """See `Machine.watch`."""
+        """See `RelayMachine.watch`."""
         return nullcontext(self.notifications)
 
     def listen_for_wg(self, interface: str) -> tuple[socket.socket, Path] | None:
@@ -161,58 +161,58 @@ class MemoryMachine:
         return open_control_socket(path), path
 
     def find_tool(self, name: str) -> str | None:
-        """See `Machine.find_tool`."""
+        """See `RelayMachine.find_tool`."""
         return self.tools.get(name)
 
     async def run_tool(self, command: Sequence[str], text: str) -> Ran:
-        """See `Machine.run_tool`."""
+        """See `RelayMachine.run_tool`."""
         return await self.filter(command, text)
 
     async def start_engine(self, packets: socket.socket, orders: socket.socket) -> MemoryEngine:
-        """See `Machine.start_engine`."""
+        """See `RelayMachine.start_engine`."""
         self.engines.append(MemoryEngine(packets.dup(), orders.dup()))
         return self.engines[-1]
 
     def resolver(self) -> ResolverSettings:
-        """See `Machine.resolver`."""
+        """See `RelayMachine.resolver`."""
         return self.resolver_settings
 
     def dns_sockets(self) -> MemoryDnsSockets:
-        """See `Machine.dns_sockets`."""
+        """See `RelayMachine.dns_sockets`."""
         return self.dns
 
     def forgive_interruption(self, _networks: Collection[IpNetwork]) -> int:
-        """See `Machine.forgive_interruption`."""
+        """See `RelayMachine.forgive_interruption`."""
         self.flows_forgiven += 1
         return 1
 
     def connections(self, _networks: Collection[IpNetwork]) -> int:
-        """See `Machine.connections`."""
+        """See `RelayMachine.connections`."""
         return self.connections_left.pop(0) if len(self.connections_left) > 1 else self.connections_left[0]
 
     def conntrack_size(self) -> int | None:
-        """See `Machine.conntrack_size`."""
+        """See `RelayMachine.conntrack_size`."""
         return self.flows_at_most
 
     async def delete_stale(self, wanted: WantedFlows) -> Counter[str]:
-        """See `Machine.delete_stale`."""
+        """See `RelayMachine.delete_stale`."""
         self.flows_wanted.append(wanted)
         return Counter()
 
     async def accepts(self, _address: IpAddress, _port: int) -> bool:
-        """See `Machine.accepts`."""
+        """See `RelayMachine.accepts`."""
         return self.listening
 
     def listen_in_tunnel(
         self, _interface: str, address: IpAddress, port: int, on_accepted: Accepted
     ) -> MemoryListening:
-        """See `Machine.listen_in_tunnel`."""
+        """See `EnclaveMachine.listen_in_tunnel`."""
         return MemoryListening(self.in_tunnel, (address, port), on_accepted)
 
     async def connect_in_tunnel(
         self, _interface: str, address: IpAddress, port: int, *, seconds: float
     ) -> socket.socket:
-        """See `Machine.connect_in_tunnel`. It connects to a listener on the machine at the other end."""
+        """See `RelayMachine.connect_in_tunnel`. It connects to a listener on the machine at the other end."""
         del seconds
         accepted = None if self.other_end is None else self.other_end.in_tunnel.get((address, port))
         if accepted is None:
@@ -224,11 +224,11 @@ class MemoryMachine:
         return ours
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """See `Machine.in_thread`. It calls at once, as the clock could jump while a thread works."""
+        """See `RelayMachine.in_thread`. It calls at once, as the clock could jump while a thread works."""
         return call()
 
     async def ask_module(self, call: Callable[[], T], *, timeout: float) -> T:  # noqa: ARG002, ASYNC109
-        """See `Machine.ask_module`. It calls at once, as `in_thread` does."""
+        """See `EnclaveMachine.ask_module`. It calls at once, as `in_thread` does."""
         return call()
 
     def performers(self) -> Mapping[str, Performer]:

@@ -27,7 +27,7 @@ from wgvsock.enclave.identity import seed_kernel
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServicePair:
     """Both machines in memory."""
     made = ServicePair(tmp_path)
-    monkeypatch.setattr("wgvsock.machine.linux.LinuxMachine", lambda: made.enclave_machine)
+    monkeypatch.setattr("wgvsock.machine.enclave.LinuxEnclaveMachine", lambda: made.enclave_machine)
     return made
 
 

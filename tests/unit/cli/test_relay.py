@@ -57,7 +57,7 @@ def at(loggers: None) -> Iterator[AtLines]:
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServicePair:
     """The machine. Its enclave is not running."""
     made = ServicePair(tmp_path)
-    monkeypatch.setattr("wgvsock.machine.linux.LinuxMachine", lambda: made.machine)
+    monkeypatch.setattr("wgvsock.machine.relay.LinuxRelayMachine", lambda: made.machine)
     return made
 
 

@@ -1,4 +1,4 @@
-"""Both machines have the verbs of the protocol, with its parameters."""
+"""Each machine has the verbs of its protocol, with their parameters."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ import inspect
 
 import pytest
 
-from wgvsock.machine.base import Machine
-from wgvsock.machine.linux import LinuxMachine
+from wgvsock.machine.base import EnclaveMachine, Machine, RelayMachine
+from wgvsock.machine.enclave import LinuxEnclaveMachine
+from wgvsock.machine.relay import LinuxRelayMachine
 from wgvsock.testing.machine import MemoryMachine
 
-VERBS = [name for name in vars(Machine) if not name.startswith("_")]
+PAIRS = [
+    (EnclaveMachine, LinuxEnclaveMachine),
+    (RelayMachine, LinuxRelayMachine),
+    (EnclaveMachine, MemoryMachine),
+    (RelayMachine, MemoryMachine),
+]
+VERBS = [
+    pytest.param(asked, kind, verb, id=f"{kind.__name__}-{verb}")
+    for asked, kind in PAIRS
+    for verb in (*vars(Machine), *vars(asked))
+    if not verb.startswith("_")
+]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("kind", [LinuxMachine, MemoryMachine])
-def test_each_verb_is_there_with_its_parameters(kind: type[Machine], verb: str) -> None:
-    asked, there = (inspect.signature(getattr(one, verb)).parameters for one in (Machine, kind))
+@pytest.mark.parametrize(("protocol", "kind", "verb"), VERBS)
+def test_each_verb_is_there_with_its_parameters(protocol: type[Machine], kind: type[Machine], verb: str) -> None:
+    asked, there = (inspect.signature(getattr(one, verb)).parameters for one in (protocol, kind))
     assert [name.lstrip("_") for name in there] == list(asked)
     assert [one.kind for one in there.values()] == [one.kind for one in asked.values()]
 
 
 def test_they_satisfy_it() -> None:
-    machines: list[Machine] = [LinuxMachine(), MemoryMachine()]  # which mypy looks at
-    assert len(machines) == 2
+    enclaves: list[EnclaveMachine] = [LinuxEnclaveMachine(), MemoryMachine()]  # which mypy looks at
+    relays: list[RelayMachine] = [LinuxRelayMachine(), MemoryMachine()]
+    assert len(enclaves) == len(relays)

@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from wgvsock.runtime.journal import Undo
 from wgvsock.system import netlink
 from wgvsock.system.errors import NetlinkSetupError
-from wgvsock.system.filter.rules import Fact
+from wgvsock.system.facts import Fact
 from wgvsock.system.netlink import ROUTE_PROTOCOL, Netlink, Route
 
 

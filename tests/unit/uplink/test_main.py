@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from wgvsock.machine.linux import LinuxMachine
+from wgvsock.machine.relay import LinuxRelayMachine
 from wgvsock.uplink import __main__ as program
 from wgvsock.uplink import sandbox
 from wgvsock.uplink.errors import EngineMissingError
@@ -28,7 +28,7 @@ def test_a_process_begins_in_its_sandbox_and_ends_with_whoever_started_it() -> N
     orders.settimeout(60)
 
     async def whole() -> int:
-        child = await LinuxMachine().start_engine(theirs, their_orders)
+        child = await LinuxRelayMachine().start_engine(theirs, their_orders)
         theirs.close()
         their_orders.close()
         orders.send(BEGIN.encode())

@@ -19,7 +19,7 @@ from wgvsock.addresses import IpAddress, StreamAddress, TcpAddress
 from wgvsock.enclave.application.ring import Ring
 from wgvsock.enclave.application.settings import ApplicationSettings
 from wgvsock.enclave.tunnel_port import TunnelPort
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import EnclaveMachine
 from wgvsock.telemetry.endpoint import Answer, Inquiry, Server, Takeover, as_json
 from wgvsock.telemetry.logs import fields
 from wgvsock.telemetry.reports import Heartbeat, Hello, encode
@@ -49,7 +49,7 @@ class ReportServer:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: EnclaveMachine,
         interface: str,
         settings: ApplicationSettings,
         ring: Ring,

@@ -24,7 +24,7 @@ from wgvsock.enclave.documents.maker import DocumentMaker
 from wgvsock.enclave.documents.settings import AttestationEndpointSettings
 from wgvsock.enclave.errors import DocumentError
 from wgvsock.enclave.tunnel_port import TunnelPort
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import EnclaveMachine
 from wgvsock.telemetry.endpoint import Answer, Endpoint, Inquiry, Routes, Server
 
 _HEX: Final = re.compile(r"([0-9A-Fa-f]{2})*")
@@ -45,7 +45,7 @@ class DocumentEndpoint:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: EnclaveMachine,
         interface: str,
         settings: AttestationEndpointSettings,
         maker: DocumentMaker,

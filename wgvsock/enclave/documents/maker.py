@@ -11,7 +11,7 @@ from typing import Final
 from wgvsock.attestation.client import MAX_USER_DATA, ClientBinding, own_user_data, spki_sha256
 from wgvsock.devices.nsm import MAX_FIELD_SIZE, NsmClient, NsmError
 from wgvsock.enclave.errors import DocumentError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import EnclaveMachine
 from wgvsock.provisioning import Allowance
 from wgvsock.runtime.private import read_beginning
 from wgvsock.telemetry.logs import error_fields
@@ -41,7 +41,7 @@ class DocumentMaker:
         tls_certificate: PEM file with the certificate that the application presents, or None if it uses no TLS.
     """
 
-    def __init__(self, machine: Machine, nsm: NsmClient, *, timeout: float, tls_certificate: str | None) -> None:
+    def __init__(self, machine: EnclaveMachine, nsm: NsmClient, *, timeout: float, tls_certificate: str | None) -> None:
         self._machine = machine
         self._nsm = nsm
         self._timeout = timeout

@@ -16,8 +16,9 @@ from wgvsock.relay.enclaves.names import forwards
 from wgvsock.relay.errors import UplinkError
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.system.errors import NetlinkSetupError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.apply import KnownFacts
-from wgvsock.system.filter.rules import TUNNEL_GROUP, Fact
+from wgvsock.system.filter.rules import TUNNEL_GROUP
 from wgvsock.system.netlink import IPV4_FORWARDING, Netlink, Route
 from wgvsock.system.resolver import ResolverSettings
 from wgvsock.telemetry.logs import error_fields

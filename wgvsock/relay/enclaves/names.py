@@ -14,7 +14,7 @@ from wgvsock.addresses import IpAddress
 from wgvsock.dns.judge import NameJudge
 from wgvsock.dns.snapshot import ForwarderSnapshot
 from wgvsock.dns.sockets import LOOPBACK, LoopbackDnsSockets
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.system.resolver import ResolverSettings
 from wgvsock.telemetry.logs import fields
@@ -57,7 +57,7 @@ class NameService:
     """
 
     def __init__(
-        self, machine: Machine, judge: NameJudge | None = None, sockets: LoopbackDnsSockets | None = None
+        self, machine: RelayMachine, judge: NameJudge | None = None, sockets: LoopbackDnsSockets | None = None
     ) -> None:
         self._machine = machine
         self._sockets = sockets

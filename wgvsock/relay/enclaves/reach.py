@@ -14,7 +14,7 @@ from typing import Final
 
 from wgvsock.addresses import IpAddress
 from wgvsock.egress.trial import Destination, Outcome
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.relay.enclaves.names import upstreams
 from wgvsock.relay.spec import EnclaveSpec
 
@@ -78,7 +78,7 @@ def default_destination(spec: EnclaveSpec) -> Destination | None:
 
 
 async def look(
-    machine: Machine,
+    machine: RelayMachine,
     spec: EnclaveSpec,
     destination: Destination | None,
     judge: Callable[[Destination], tuple[Outcome, ...]],
@@ -110,7 +110,7 @@ async def look(
     return Reach(told, World(destination, took if accepted else None, why, denied))
 
 
-async def _ask(machine: Machine, server: IpAddress, name: str) -> tuple[Server, list[IpAddress]]:
+async def _ask(machine: RelayMachine, server: IpAddress, name: str) -> tuple[Server, list[IpAddress]]:
     """Ask a name server for the IPv4 addresses of a name."""
     import dns.message  # takes a tenth of a second to import
 

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 from wgvsock.addresses import IpAddress
 from wgvsock.errors import RemoteProtocolError, TransportError, WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import Allowance
 from wgvsock.relay.enclaves.application import ApplicationRecord
 from wgvsock.runtime.tasks import first_of, wait_for_event
@@ -78,7 +78,7 @@ class Connect(Protocol):
     """Connects to an enclave."""
 
     async def __call__(self, interface: str, address: IpAddress, port: int, *, seconds: float) -> socket.socket:
-        """See `wgvsock.machine.base.Machine.connect_in_tunnel`."""
+        """See `wgvsock.machine.base.RelayMachine.connect_in_tunnel`."""
         ...
 
 
@@ -92,7 +92,9 @@ class ReportReader:
         connect: See `wgvsock.relay.uplink.reach.Reach.connect`; by default through the tunnel's interface.
     """
 
-    def __init__(self, machine: Machine, record: ApplicationRecord, name: str, connect: Connect | None = None) -> None:
+    def __init__(
+        self, machine: RelayMachine, record: ApplicationRecord, name: str, connect: Connect | None = None
+    ) -> None:
         self._machine = machine
         self._connect_in_tunnel = connect or machine.connect_in_tunnel
         self._record = record

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from wgvsock.addresses import IpAddress
 from wgvsock.devices.base import TunDevice
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import Deadlines, TunnelConfig
 from wgvsock.relay.enclaves.application import ApplicationRecord
 from wgvsock.relay.enclaves.interface import make_tunnel_config, path_ends
@@ -67,7 +67,7 @@ class Room:
     def __init__(
         self,
         spec: EnclaveSpec,
-        machine: Machine,
+        machine: RelayMachine,
         journal: Scope,
         judgements: Judgements,
         *,

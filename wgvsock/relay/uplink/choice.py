@@ -11,7 +11,7 @@ from typing import Final
 from wgvsock.devices.base import TunDevice
 from wgvsock.dns.sockets import LoopbackDnsSockets
 from wgvsock.errors import SystemSetupError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.relay.uplink.kernel import KernelUplink
 from wgvsock.relay.uplink.mouth import Mouth
@@ -53,7 +53,7 @@ class Way:
     joined: Callable[[Callable[[bytes], object]], None]
 
 
-def choose(spec: EnclaveSpec, machine: Machine, netlink: Netlink, journal: Scope, headroom: int) -> Way:
+def choose(spec: EnclaveSpec, machine: RelayMachine, netlink: Netlink, journal: Scope, headroom: int) -> Way:
     """Create the uplink that the configuration asks for, still closed.
 
     Args:
@@ -80,7 +80,7 @@ def choose(spec: EnclaveSpec, machine: Machine, netlink: Netlink, journal: Scope
     return Way(kernel, tun, KernelReach(machine), None, has_ipv6, None, lambda: kernel.nat.is_open, lambda _: None)
 
 
-def _userspace(spec: EnclaveSpec, machine: Machine, netlink: Netlink, headroom: int) -> Way:
+def _userspace(spec: EnclaveSpec, machine: RelayMachine, netlink: Netlink, headroom: int) -> Way:
     mouth = Mouth(headroom, machine.monotonic)
     names = LoopbackDnsSockets()
     path = str(Path(spec.runtime_directory) / f"{spec.owner.replace('/', '-')}.agent.sock")

@@ -26,15 +26,16 @@ from wgvsock.egress.trial import Destination, Outcome, outcomes
 from wgvsock.egress.verdict import judge
 from wgvsock.relay.uplink.base import DeniedDestination, EgressSnapshot, RefusedName, RuleCount
 from wgvsock.system.errors import NetfilterError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.egress_listing import Denied, Judged
-from wgvsock.system.filter.rules import Element, Fact, HeldPin
+from wgvsock.system.filter.rules import Element, HeldPin
 
 MAX_REMEMBERED: Final = 1024
 """Entries in each list of refused names, denied destinations, and addresses with their names. The enclave chooses
 them, so the lists are bounded and keep the latest."""
 
 PINNED: Final = "pinned"
-"""Kind of the fact that an address is pinned to a name. See `wgvsock.system.filter.rules.Fact`."""
+"""Kind of the fact that an address is pinned to a name. See `wgvsock.system.facts.Fact`."""
 
 _REMEMBERED_NAME: Final = re.compile(r"[a-z0-9._-]{1,60}")
 """Names that fit into an nft comment and contain nothing that nft would interpret."""

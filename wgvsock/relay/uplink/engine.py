@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wgvsock.errors import RemoteProtocolError, WgvsockError
-from wgvsock.machine.base import Child, Machine
+from wgvsock.machine.base import Child, RelayMachine
 from wgvsock.relay.uplink.base import EngineSnapshot
 from wgvsock.runtime.backoff import Backoff
 from wgvsock.runtime.tasks import wait_for_event
@@ -57,7 +57,7 @@ class EngineProcess:
     """
 
     def __init__(
-        self, machine: Machine, packets: socket.socket, drain: Callable[[], None], random: Callable[[], float]
+        self, machine: RelayMachine, packets: socket.socket, drain: Callable[[], None], random: Callable[[], float]
     ) -> None:
         self.restarts = 0
         self.report = Report()

@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 
 from wgvsock.devices.base import TunDevice
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import TunnelConfig
 from wgvsock.relay.enclaves.interface import (
     Uplink,
@@ -41,9 +41,10 @@ from wgvsock.relay.uplink.egress import Egress
 from wgvsock.relay.uplink.nat import Nat, make_ruleset
 from wgvsock.relay.uplink.surroundings import SETTLE, Lookout, look_around
 from wgvsock.runtime.journal import Scope
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.apply import KnownFacts, Netfilter, choose_backend
 from wgvsock.system.filter.probe import make_probe
-from wgvsock.system.filter.rules import Fact, Ruleset
+from wgvsock.system.filter.rules import Ruleset
 from wgvsock.system.netlink import Netlink
 from wgvsock.telemetry.logs import error_fields, fields
 
@@ -75,7 +76,7 @@ class KernelUplink:
         tun: The tunnel's interface, for probes; None for no probes.
     """
 
-    def __init__(self, netlink: Netlink, journal: Scope, machine: Machine, tun: TunDevice | None = None) -> None:
+    def __init__(self, netlink: Netlink, journal: Scope, machine: RelayMachine, tun: TunDevice | None = None) -> None:
         self.nat: Nat
         self.uplink: Uplink
         self.egress = Egress(machine.monotonic)

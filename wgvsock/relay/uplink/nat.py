@@ -11,13 +11,14 @@ from typing import Final, TypeVar
 
 from wgvsock.addresses import IpAddress, IpInterface
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import TunnelConfig
 from wgvsock.relay.enclaves.interface import Uplink, tunnel_prefixes
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.system.errors import NetfilterError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.apply import Netfilter
-from wgvsock.system.filter.rules import PUBLISHED, Fact, PublishedPort, Ruleset, published_in
+from wgvsock.system.filter.rules import PUBLISHED, PublishedPort, Ruleset, published_in
 from wgvsock.system.flows import WantedFlows
 from wgvsock.telemetry.logs import fields
 
@@ -103,7 +104,7 @@ class Nat:
     """
 
     def __init__(
-        self, netfilter: Netfilter, machine: Machine, addresses: AddressBook, known: Collection[Fact] = ()
+        self, netfilter: Netfilter, machine: RelayMachine, addresses: AddressBook, known: Collection[Fact] = ()
     ) -> None:
         self.netfilter = netfilter
         self.deleted_flows: Counter[str] = Counter()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from wgvsock.addresses import IpAddress, IpNetwork, UnixAddress
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.transports.sockets import connect_stream
 
 
@@ -16,7 +16,7 @@ class Reach(Protocol):
     """Connects to one enclave."""
 
     async def connect(self, interface: str, address: IpAddress, port: int, *, seconds: float) -> socket.socket:
-        """See `wgvsock.machine.base.Machine.connect_in_tunnel`.
+        """See `wgvsock.machine.base.RelayMachine.connect_in_tunnel`.
 
         Raises:
             ConnectError: The connection was refused or not accepted in time, or the enclave is unreachable.
@@ -39,7 +39,7 @@ class KernelReach:
         machine: The machine that has this interface.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: RelayMachine) -> None:
         self._machine = machine
 
     async def connect(self, interface: str, address: IpAddress, port: int, *, seconds: float) -> socket.socket:

@@ -8,7 +8,7 @@ from typing import Final
 
 from wgvsock.egress.policy import Site
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import TunnelConfig
 from wgvsock.relay.enclaves.interface import Uplink, tunnel_prefixes
 from wgvsock.relay.spec import EnclaveSpec
@@ -42,7 +42,7 @@ class Lookout:
         machine: Whose resolv.conf it is.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: RelayMachine) -> None:
         self._machine = machine
         self._resolver: ResolverSettings | None = None
 
@@ -68,7 +68,7 @@ class Lookout:
         memory.sweep()
 
 
-def own_resolver(machine: Machine) -> ResolverSettings | None:
+def own_resolver(machine: RelayMachine) -> ResolverSettings | None:
     """The settings in this machine's resolv.conf, or None if it cannot be read, which others report."""
     with contextlib.suppress(WgvsockError):
         return machine.resolver()

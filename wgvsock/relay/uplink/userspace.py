@@ -22,7 +22,7 @@ from wgvsock.dns.sockets import LoopbackDnsSockets
 from wgvsock.egress.gate import Gate
 from wgvsock.egress.policy import TCP, UDP, Policy
 from wgvsock.errors import WgvsockError
-from wgvsock.machine.base import Machine
+from wgvsock.machine.base import RelayMachine
 from wgvsock.provisioning import TunnelConfig
 from wgvsock.relay.enclaves.interface import Uplink, find_uplink, refuse_overlap
 from wgvsock.relay.enclaves.names import forwards
@@ -119,7 +119,7 @@ class UserspaceUplink:
     """
 
     def __init__(
-        self, netlink: Netlink, machine: Machine, mouth: Mouth, names: LoopbackDnsSockets, reports: str
+        self, netlink: Netlink, machine: RelayMachine, mouth: Mouth, names: LoopbackDnsSockets, reports: str
     ) -> None:
         self.uplink: Uplink
         self.egress = Egress(machine.monotonic)

@@ -14,12 +14,13 @@ from wgvsock.egress.policy import Policy
 from wgvsock.runtime.journal import Performer, Record, Undo
 from wgvsock.system.conntrack import FLOWS
 from wgvsock.system.errors import NetfilterError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.egress_listing import Judged, iptables_counts, nft_counts, nft_denied, nft_pins, rules_in
 from wgvsock.system.filter.iptables import CHAIN_PREFIX, JUMPS, chain_name, own_chains, render_iptables
 from wgvsock.system.filter.iptables_egress import HELPERS
 from wgvsock.system.filter.nft import TABLE_PREFIX, render_nft, render_removal, table_name
 from wgvsock.system.filter.nft_egress import MAX_DENIED, render_pins
-from wgvsock.system.filter.rules import Element, Fact, HeldPin, Ruleset, facts_in
+from wgvsock.system.filter.rules import Element, HeldPin, Ruleset, facts_in
 
 _log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from wgvsock.egress.policy import Policy
 from wgvsock.egress.settings import PolicySettings, RuleSettings
 from wgvsock.egress.trial import parse_destination
 from wgvsock.relay.uplink.egress import MAX_REMEMBERED, PINNED, Egress
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.apply import Netfilter, Ran
-from wgvsock.system.filter.rules import Fact, HeldPin, Ruleset, facts_in
+from wgvsock.system.filter.rules import HeldPin, Ruleset, facts_in
 from wgvsock.testing import ManualClock
 
 A, B = ip_address("203.0.113.10"), ip_address("203.0.113.11")

@@ -19,8 +19,8 @@ from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.relay.uplink.kernel import FIGHT, SLOW_LOOK, KernelUplink
 from wgvsock.runtime.journal import Journal, Undo
 from wgvsock.system.errors import NetfilterError, NetlinkSetupError, ResolverError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter import apply
-from wgvsock.system.filter.rules import Fact
 from wgvsock.system.resolver import ResolverSettings
 from wgvsock.testing import ManualClock
 from wgvsock.testing.machine import MemoryMachine

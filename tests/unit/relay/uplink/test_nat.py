@@ -19,8 +19,9 @@ from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.relay.uplink.nat import MAX_REMEMBERED, Nat, make_ruleset, published_ports
 from wgvsock.runtime.journal import Undo
 from wgvsock.system.errors import NetfilterError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter.apply import Netfilter, Ran
-from wgvsock.system.filter.rules import Fact, PublishedPort, Ruleset
+from wgvsock.system.filter.rules import PublishedPort, Ruleset
 from wgvsock.system.flows import WantedFlows
 from wgvsock.system.resolver import ResolverSettings
 from wgvsock.testing.kernel import MemoryFilter

@@ -16,6 +16,7 @@ from wgvsock.addresses import IpAddress
 from wgvsock.egress.policy import Policy
 from wgvsock.runtime.journal import Undo
 from wgvsock.system.errors import NetfilterError
+from wgvsock.system.facts import Fact
 from wgvsock.system.filter import apply
 from wgvsock.system.filter.apply import KnownFacts, Netfilter, Ran, choose_backend, run_tool
 from wgvsock.system.filter.egress_listing import Denied, Judged
@@ -23,7 +24,7 @@ from wgvsock.system.filter.iptables import JUMPS, chain_name, render_iptables
 from wgvsock.system.filter.iptables_egress import HELPERS
 from wgvsock.system.filter.nft import render_nft
 from wgvsock.system.filter.nft_egress import MAX_DENIED, render_pins
-from wgvsock.system.filter.rules import Element, Fact, HeldPin, PublishedPort, Ruleset
+from wgvsock.system.filter.rules import Element, HeldPin, PublishedPort, Ruleset
 
 RULES = Ruleset(
     owner="relay",

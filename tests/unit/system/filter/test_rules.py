@@ -6,7 +6,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from wgvsock.system.filter.rules import Fact, PublishedPort, Ruleset, facts_in, published_in
+from wgvsock.system.facts import Fact
+from wgvsock.system.filter.rules import PublishedPort, Ruleset, facts_in, published_in
 
 FACTS = (Fact("ipv4_forwarding", "eth0", "0/1"), Fact("sysctl", "/proc/sys/net/ipv6/conf/all/forwarding", "0"))
 
@@ -19,10 +20,6 @@ def test_facts_survive_a_listing() -> None:
 
 def test_other_comments_are_no_facts() -> None:
     assert facts_in('counter comment "before lunch"\ncounter comment "after ipv4_forwarding eth0 0"') == ()
-
-
-def test_a_fact_fits_into_a_comment_of_nft() -> None:
-    assert len(str(Fact("sysctl", "/proc/sys/net/ipv6/conf/a-name-of-15-ch/accept_ra", "2"))) <= 128
 
 
 def test_a_ruleset_s_families_and_ways_out() -> None:
