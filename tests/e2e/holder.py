@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+AT_ONCE = 100
+"""Maximum of the connections that come and go. A slow machine serves fewer a second, and none waits for it until its
+time is over.
+"""
+
 _SCRIPT = """
 import asyncio, json, resource, time
-HOST, PORT, HELD, RATE, SECONDS = {host!r}, {port}, {held}, {rate}, {seconds}
+HOST, PORT, HELD, RATE, AT_ONCE, SECONDS = {host!r}, {port}, {held}, {rate}, {at_once}, {seconds}
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -36,7 +41,7 @@ async def main():
     begin, tasks = time.monotonic(), set()
     said = False
     while (passed := time.monotonic() - begin) < SECONDS:
-        while counts["ok"] + counts["failed"] + len(tasks) < passed * RATE:
+        while counts["ok"] + counts["failed"] + len(tasks) < passed * RATE and len(tasks) < AT_ONCE:
             task = asyncio.ensure_future(come_and_go(counts))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -68,10 +73,10 @@ def script(host: str, port: int, *, held: int, rate: int, seconds: float) -> str
         host: Of an echo server.
         port: Its port.
         held: Connections that stay.
-        rate: Connections per second that come and go.
+        rate: Connections per second that come and go, at most.
         seconds: Duration.
     """
-    return _SCRIPT.format(host=host, port=port, held=held, rate=rate, seconds=seconds)
+    return _SCRIPT.format(host=host, port=port, held=held, rate=rate, at_once=AT_ONCE, seconds=seconds)
 
 
 _SERVER = """
