@@ -57,8 +57,10 @@ settings.load_profile("wgvsock")
 @pytest.hookimpl(trylast=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """End this process if the fixtures of a failed test hang: pytest has just disarmed its timer of the whole test."""
-    if isinstance(node, pytest.Item):  # not a file that cannot be collected
-        seconds, stderr = get_timeout_config_value(node.config), node.config.stash[fault_handler_stderr_fd_key]
+    if not isinstance(node, pytest.Item):  # but a file that cannot be collected
+        return
+    if seconds := get_timeout_config_value(node.config):
+        stderr = node.config.stash[fault_handler_stderr_fd_key]
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
 
 

@@ -16,13 +16,13 @@ from wgvsock.addresses import IpAddress, IpNetwork, StreamAddress
 from wgvsock.devices.base import TunDevice
 from wgvsock.runtime.journal import Performer, Record
 from wgvsock.system.netlink import Netlink
-from wgvsock.system.processor import ProcessorTimes
-from wgvsock.system.resolver import ResolverSettings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what one of the two needs, and the other does not load
     from wgvsock.dns.sockets import DnsSockets
     from wgvsock.system.filter.apply import Ran
     from wgvsock.system.flows import WantedFlows
+    from wgvsock.system.processor import ProcessorTimes
+    from wgvsock.system.resolver import ResolverSettings
 
 T = TypeVar("T")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from wgvsock.addresses import IpAddress, Port, StreamAddress, TcpAddress
 from wgvsock.devices.nsm import call_in_thread
 from wgvsock.machine.base import Listening
 from wgvsock.machine.linux import LinuxMachine
-from wgvsock.system import clock, processor
+from wgvsock.runtime.journal import Performer
+from wgvsock.system import clock, processor, resolver
 from wgvsock.system.processor import ProcessorTimes
 from wgvsock.transports.listener import Listener
 from wgvsock.transports.sockets import listen_stream
@@ -43,3 +44,7 @@ class LinuxEnclaveMachine(LinuxMachine):
     async def ask_module(self, call: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - see `call_in_thread`
         """See `EnclaveMachine.ask_module`."""
         return await call_in_thread(call, timeout=timeout)
+
+    def performers(self) -> Mapping[str, Performer]:
+        """See `Machine.performers`."""
+        return {**super().performers(), **resolver.performers()}

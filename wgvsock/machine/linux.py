@@ -13,7 +13,7 @@ from pathlib import Path
 from wgvsock.devices.base import TunDevice
 from wgvsock.devices.tun import open_tun
 from wgvsock.runtime.journal import Performer, Record
-from wgvsock.system import netlink, resolver
+from wgvsock.system import netlink
 from wgvsock.system.netlink import Netlink
 from wgvsock.telemetry.logs import error_fields
 from wgvsock.uapi.errors import ControlSocketError
@@ -56,4 +56,4 @@ class LinuxMachine:
 
     def performers(self) -> Mapping[str, Performer]:
         """See `Machine.performers`."""
-        return {**netlink.performers(), **resolver.performers()}
+        return netlink.performers()

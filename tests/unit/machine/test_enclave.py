@@ -18,3 +18,7 @@ def test_a_security_module_that_hangs_is_waited_for_no_longer_than_asked() -> No
     with pytest.raises(NsmError, match="did not answer"):
         asyncio.run(machine.ask_module(hung.wait, timeout=0))
     hung.set()
+
+
+def test_everything_that_is_changed_can_be_taken_back() -> None:
+    assert {"resolv_conf", "sysctl"} <= LinuxEnclaveMachine().performers().keys()

@@ -172,7 +172,8 @@ async def test_a_resolv_conf_that_cannot_be_read_leaves_it_as_it_is(
 def test_what_forwards_nothing_reads_no_dns_messages() -> None:
     """dnspython takes a tenth of a second to import, and an enclave's image may lack it."""
     script = (
-        "import sys, wgvsock.relay.service, wgvsock.enclave.supervisor, wgvsock.machine.relay\n"
+        "import sys, wgvsock.relay.service, wgvsock.machine.relay\n"
+        "import wgvsock.enclave.supervisor, wgvsock.machine.enclave\n"
         "print([name for name in sys.modules if name == 'dns' or name.startswith('dns.')])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
