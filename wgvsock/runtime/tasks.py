@@ -1,4 +1,4 @@
-"""Two ways of waiting that the services share."""
+"""Ways of waiting that the services share."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
             event.clear()
     except TimeoutError:
         pass
+
+
+async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait until a coroutine ends, even if this is cancelled meanwhile. The cancellation takes effect after that."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    result = task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+    return result

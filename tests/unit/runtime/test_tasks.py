@@ -1,4 +1,4 @@
-"""Waiting for the first of several, and for an event."""
+"""Waiting for the first of several, for an event, and for what must not be interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from wgvsock.runtime.tasks import first_of, wait_for_event
+from wgvsock.runtime.tasks import first_of, uninterrupted, wait_for_event
 from wgvsock.testing import without_waiting
 
 
@@ -90,3 +90,37 @@ async def test_without_the_event_the_time_passes() -> None:
     began = loop.time()
     await wait_for_event(asyncio.Event(), 10)
     assert loop.time() == pytest.approx(began + 10)
+
+
+@without_waiting
+async def test_what_must_not_be_interrupted_ends_before_a_cancellation_takes_effect() -> None:
+    steps: list[str] = []
+
+    async def work() -> int:
+        for step in ("first", "second"):
+            await asyncio.sleep(10)
+            steps.append(step)
+        return 7
+
+    assert await uninterrupted(work()) == 7
+    steps.clear()
+    task = asyncio.ensure_future(uninterrupted(work()))
+    for _ in range(2):
+        await asyncio.sleep(1)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["first", "second"]
+
+
+@without_waiting
+async def test_an_error_of_what_must_not_be_interrupted_is_not_lost() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(10)
+        raise ValueError("no")
+
+    task = asyncio.ensure_future(uninterrupted(fails()))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(ValueError, match="no"):
+        await task
