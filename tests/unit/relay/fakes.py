@@ -11,6 +11,7 @@ from wgvsock.errors import WgvsockError
 from wgvsock.provisioning import TunnelConfig
 from wgvsock.relay.enclaves.attendant import Attendant
 from wgvsock.relay.orders import Outcome
+from wgvsock.relay.sections import PublishSettings
 from wgvsock.relay.snapshots import EnclaveSnapshot, Readiness, State
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.relay.uplink.egress import Egress
@@ -117,10 +118,11 @@ class FakeAttendant:
         done.set_result(None)
         return done
 
-    async def publish(self, spec: EnclaveSpec) -> None:
+    async def publish(self, ports: tuple[PublishSettings, ...], *, draining: bool = False) -> None:
         """See `Attendant.publish`."""
-        self.room.spec = spec
-        self.house.note(f"publish {len(spec.nat.publish)}", self)
+        spec = self.room.spec
+        self.room.spec = replace(spec, nat=replace(spec.nat, publish=ports), draining=draining)
+        self.house.note(f"publish {len(ports)}", self)
 
     def readiness(self) -> Readiness:
         """See `Attendant.readiness`."""

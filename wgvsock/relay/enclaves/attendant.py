@@ -14,7 +14,6 @@ One task (`_attend`) owns this state. `wgvsock.relay.enclaves.trust` decides wha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random as pseudorandom
 from typing import Final, NoReturn
@@ -24,12 +23,14 @@ from wgvsock.attestation.verifier import Verifier
 from wgvsock.errors import AttestationError, ProvisioningError, TransportError, WgvsockError
 from wgvsock.provisioning import PROFILE_GSO, EnclaveProvisioned, TunnelConfig
 from wgvsock.provisioning.errors import ConnectionLostError, ExchangeTimeoutError, NotNowError
+from wgvsock.relay.enclaves.adoption import Adoption
 from wgvsock.relay.enclaves.attempts import Attempts
 from wgvsock.relay.enclaves.interface import enclave_hosts
 from wgvsock.relay.enclaves.room import Room
 from wgvsock.relay.enclaves.session import PeerSettings
 from wgvsock.relay.enclaves.trust import STEPPED_BACK_PAUSE, Trust, Verdict, judge
-from wgvsock.relay.orders import Outcome, Waiters
+from wgvsock.relay.orders import Outcome
+from wgvsock.relay.sections import PublishSettings
 from wgvsock.relay.snapshots import Attestation, EnclaveSnapshot, Readiness, State
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.runtime.backoff import Backoff
@@ -81,8 +82,7 @@ class Attendant:
         self._keep_flows = False
         self.leaves_rules = False
         self.exit_status: int | None = None
-        self._adopting: tuple[EnclaveSpec, TunnelConfig] | None = None  # a reloaded configuration, not yet in force
-        self._adoption = Waiters()
+        self._adoption = Adoption(room)
         self._interrupted = False  # the tunnel was down at the last check
         self.superseded = False
         self._attestation: Attestation | None = None
@@ -108,17 +108,12 @@ class Attendant:
 
     def adopt(self, spec: EnclaveSpec, tunnel_config: TunnelConfig) -> Outcome:
         """Put a configuration in force soon, with the result of `Room.settings_for` for it."""
-        self._adopting = spec, tunnel_config
         self._attention.set()
-        return self._adoption.add()
+        return self._adoption.ask(spec, tunnel_config)
 
-    async def publish(self, spec: EnclaveSpec) -> None:
-        """Publish the ports of this specification now.
-
-        Raises:
-            WgvsockError: The rules were refused.
-        """
-        await self.room.put_in_force(spec, self.room.tunnel_config)
+    async def publish(self, ports: tuple[PublishSettings, ...], *, draining: bool = False) -> None:
+        """See `Adoption.publish`."""
+        await self._adoption.publish(ports, draining=draining)
 
     # The service.
 
@@ -254,7 +249,7 @@ class Attendant:
     async def _overtaken(self) -> NoReturn:
         """Raise when the present tunnel is lost or no longer trusted, or when another configuration is pending."""
         session = self.room.session
-        while not self._adopting:
+        while not self._adoption.is_due:
             if session.peer is not None and (self._is_lost() or self._machine.monotonic() >= self.trust.until):
                 raise ExchangeTimeoutError("the tunnel was lost during the exchange, or its last attestation expired")
             await asyncio.sleep(WATCH_INTERVAL)
@@ -318,27 +313,16 @@ class Attendant:
 
     async def _adopt(self) -> None:
         """Put a reloaded configuration in force."""
-        if self._adopting is None:
+        if (adopted := await self._adoption.apply()) is None:
             return
-        (new, tunnel_config), self._adopting = self._adopting, None
-        adoption, self._adoption = self._adoption, Waiters()
-        old, old_tunnel_config = self.room.spec, self.room.tunnel_config
-        try:
-            await self.room.put_in_force(new, tunnel_config)
-        except WgvsockError as error:
-            self.room.complain("the configuration was not reloaded", error)
-            # The cause may be the machine, for example if it has lost IPv6. The uplink keeps trying and reports that.
-            with contextlib.suppress(WgvsockError):
-                await self.room.put_in_force(old, old_tunnel_config)
-            adoption.settle(error)
-            return
+        new = self.room.spec
         self.trust.attest_by = min(self.trust.attest_by, self._machine.monotonic() + new.provisioning.reattest_every)
-        again = tunnel_config != old_tunnel_config or new.attestation != old.attestation
-        if again:
+        if adopted.attests_again:
             self._demand_attestation()
-        _log.info("the configuration was reloaded", extra=self.room.fields(changed=new != old, attests_again=again))
-        await self._judge_again(old)
-        adoption.settle(None)
+        changes = self.room.fields(changed=new != adopted.before, attests_again=adopted.attests_again)
+        _log.info("the configuration was reloaded", extra=changes)
+        await self._judge_again(adopted.before)
+        adopted.asked.settle(None)
 
     async def _judge_again(self, old: EnclaveSpec) -> None:
         """Close the tunnel at once if the new policy would have refused the enclave."""
@@ -356,13 +340,14 @@ class Attendant:
 
     def _follow_uplink(self) -> None:
         """Update the enclave's settings after a change of the uplink or of resolv.conf."""
+        spec, settings = self._adoption.latest
         try:
-            tunnel_config = self.room.follow_machine()
+            tunnel_config = self.room.follow_machine(spec)
         except WgvsockError as error:
             self.room.complain("the enclave keeps its settings", error)
             return
-        if tunnel_config != self.room.tunnel_config:
-            self.adopt(self.room.spec, tunnel_config)
+        if tunnel_config != settings:
+            self.adopt(spec, tunnel_config)
 
     def readiness(self) -> Readiness:
         """Whether packets may pass, and if not, why."""

@@ -129,9 +129,9 @@ class Replacement:
         member, old = self._member, Member(self._member.attendant, self._member.task)
         _inherit(new.attendant, old.attendant)
         # The new enclave's rules are added first, so that a new connection always has a destination.
-        await new.attendant.publish(successor)
+        await new.attendant.publish(successor.nat.publish)
         member.attendant, member.task, self.other = new.attendant, new.task, old
-        await old.attendant.publish(replace(without_ports(old.attendant.spec), draining=True))
+        await old.attendant.publish((), draining=True)
         _log.info("new connections go to the new enclave", extra=self._fields())
         await self._drain(old.attendant)
         return True

@@ -188,17 +188,20 @@ class Room:
         await self.uplink.adopt(spec, tunnel_config)
         self.names.follow(spec, tunnel_config.gateways)
 
-    def follow_machine(self) -> TunnelConfig:
+    def follow_machine(self, spec: EnclaveSpec) -> TunnelConfig:
         """Adapt to a change of this machine's uplink or resolv.conf, including the name servers.
 
+        Args:
+            spec: What is or will soon be in force.
+
         Returns:
-            The settings for the enclave from now on.
+            The settings for the enclave under that specification from now on.
 
         Raises:
             WgvsockError: The change cannot be followed.
         """
         self.names.follow(self.spec, self.tunnel_config.gateways)
-        return self.settings_for(self.spec)
+        return self.settings_for(spec)
 
     def follow(self, module_id: str) -> None:
         """Start to probe the path to the enclave's kernel and to read its application's reports."""

@@ -524,6 +524,20 @@ async def test_reload_asks_the_enclave_where_it_is_concerned(pair: ServicePair) 
 
 
 @without_waiting
+async def test_a_reload_is_not_lost_when_the_machine_changes_at_the_same_moment(pair: ServicePair) -> None:
+    pair.config = replace(pair.config, dns=DnsSettings())
+    await pair.up()
+    told, (attendant,) = pair.folder / "resolv.conf", pair.relay.fleet.attendants
+    pair.reloaded = lambda: replace(pair.config, dns=replace(pair.config.dns, search=("new.test",)))
+    pair.machine.resolver_settings = ResolverSettings((ip_address("10.0.0.2"),), ())
+    pair.relay.reload()
+    attendant._follow_uplink()
+    await pair.until(lambda: "nameserver 10.0.0.2" in told.read_text(), "the new server")
+    assert "search new.test" in told.read_text()
+    await pair.down()
+
+
+@without_waiting
 async def test_where_the_relay_looks_names_up_the_enclave_hears_of_other_search_domains_alone(
     pair: ServicePair,
 ) -> None:
