@@ -81,15 +81,27 @@ class Site:
         config["attestation"] = {"root_sha256": [self.root], "pcr_sets": accepted}
         return config
 
+    def config_of_two(self, image: str) -> dict[str, Any]:
+        """Two enclaves from one image, the second one's application published on the next port."""
+        config = self.config(image=str(self.image(image)))
+        own = {key: config.pop(key) for key in ("launch", "attestation")}
+        del config["nat"]
+        port = self.backend.topology.application.http_port
+        config["enclaves"] = [
+            {"name": name, **own, "publish": [{"protocol": "tcp", "port": published, "enclave_port": port}]}
+            for name, published in (("first", port), ("second", port + 1))
+        ]
+        return config
+
     def start(self, **launch: Any) -> None:
         self.ladder.start_relay(self.config(**launch))
         self.ladder.wait_ready()
         self.wait_for("one")
 
-    def served(self) -> set[str]:
-        """Return whose applications answer new connections now, in both families."""
+    def served(self, number: int = 0) -> set[str]:
+        """Return which images' applications answer new connections to an enclave now, in both families."""
         topology = self.backend.topology
-        port = str(topology.application.http_port)
+        port = str(topology.application.http_port + number)
         probes = [self.ladder.try_probe(Node.EXTERNAL, "http", host, port) for host in (topology.pod4, topology.pod6)]
         return {str(probe.get("body")).strip() for probe in probes}
 
@@ -280,6 +292,30 @@ def test_a_reload_with_another_image_replaces_it(site: Site) -> None:
         site.ladder.relay.signal(signal.SIGHUP)
         site.wait_for("two")
         nobody_was_let_down(site, clients)
+
+
+def test_two_that_get_another_image_in_one_reload_take_turns_where_there_is_capacity_for_three(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WGVSOCK_LAB_ENCLAVE_MEMORY", str(3 * MEMORY + MEMORY // 2))
+    ladder = site.ladder
+
+    def serves_two(number: int) -> bool:
+        return site.served(number) == {"hello from two"}
+
+    ladder.start_relay(site.config_of_two("one"))
+    ladder.wait_ready()
+    with load(site) as clients:
+        (site.backend.directory / "relay.toml").write_text(to_toml(site.config_of_two("two")))
+        assert ladder.relay is not None
+        ladder.relay.signal(signal.SIGHUP)
+        deadline = site.backend.deadline(60)
+        for number in (0, 1):
+            deadline.poll(partial(serves_two, number), f"enclave {number} to be replaced")
+        deadline.poll(lambda: len(site.described()) == 2, "the others to be gone")
+        nobody_was_let_down(site, clients)
+    assert "until another change ends" in ladder.relay.output()
+    assert "interrupts the service" not in ladder.relay.output()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ other module depends on which form was used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -149,11 +149,12 @@ class RelayConfig:
         """The address of the control socket, which ``wgvsock status`` connects to."""
         return UnixAddress(control_socket_path(self.runtime_directory, self.name))
 
-    def specs(self, held: Mapping[str, int] | None = None) -> tuple[EnclaveSpec, ...]:
+    def specs(self, held: Mapping[str, int] | None = None, taken: Iterable[int] = ()) -> tuple[EnclaveSpec, ...]:
         """The settings of each enclave, in the order of the file.
 
         Args:
             held: The places of enclaves that are already served, by name. They keep their places.
+            taken: Further places that no other enclave gets.
 
         Raises:
             ConfigurationError: An enclave has no attestation policy.
@@ -162,11 +163,11 @@ class RelayConfig:
         if not self.enclaves:
             return (self._only(places.get(ONLY, 0)),)
         named = {numbered(entry.interface) for entry in self.enclaves}
-        taken = set(places.values()) | {number for number in named if number is not None}
+        used = {*places.values(), *taken, *(number for number in named if number is not None)}
         for entry in self.enclaves:
             if entry.name not in places:
-                places[entry.name] = free_place(taken)
-                taken.add(places[entry.name])
+                places[entry.name] = free_place(used)
+                used.add(places[entry.name])
         return tuple(self._spec(entry, places[entry.name]) for entry in self.enclaves)
 
     def restart_needed_for(self, other: RelayConfig) -> str | None:

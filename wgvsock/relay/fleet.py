@@ -1,4 +1,7 @@
-"""Starts, keeps, stops and replaces the enclaves of a relay, each independently of the others."""
+"""Starts, keeps, stops and replaces the enclaves of a relay, each independently of the others.
+
+An enclave has at most one change at a time. A configuration that comes meanwhile is applied to it afterwards.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import partial
 from typing import Any
 
 from wgvsock.errors import WgvsockError
@@ -15,7 +20,7 @@ from wgvsock.relay.enclaves.attendant import Attendant
 from wgvsock.relay.enclaves.replacement import MakeAttendant, Member, Replacement
 from wgvsock.relay.errors import ReloadError, ReplacementError
 from wgvsock.relay.links import free_place
-from wgvsock.relay.orders import Outcome
+from wgvsock.relay.orders import Outcome, Waiters
 from wgvsock.relay.snapshots import EnclaveSnapshot
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.telemetry.logs import error_fields, fields
@@ -28,16 +33,49 @@ class Plan:
     """The steps that apply another configuration.
 
     Attributes:
+        config: The configuration.
         keep: Enclaves that continue, with their new settings.
         stop: Names of enclaves to stop.
         start: New enclaves.
         replace: Enclaves that get another image.
+        later: Names of enclaves that another change is being made to, with what they are to become, if known.
     """
 
+    config: RelayConfig
     keep: list[tuple[EnclaveSpec, TunnelConfig]] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)
     start: list[EnclaveSpec] = field(default_factory=list)
     replace: list[EnclaveSpec] = field(default_factory=list)
+    later: dict[str, EnclaveSpec | None] = field(default_factory=dict)
+
+
+class Kind(Enum):
+    """What a change does to its enclave."""
+
+    START = "started"
+    STOP = "stopped"
+    REPLACE = "replaced"
+
+
+@dataclass(slots=True)
+class Change:
+    """A change of one enclave in progress.
+
+    Attributes:
+        kind: What it does.
+        task: Does it, and ends with an error that was logged, or None.
+        spec: The enclave that it starts, otherwise None.
+        places: Places that it reserves.
+        ended: The number of the fleet's changes that had ended when it last began to use the machine's capacity.
+        lacks_capacity: Whether it waits for the machine to have capacity for one more enclave.
+    """
+
+    kind: Kind
+    task: asyncio.Task[WgvsockError | None]
+    spec: EnclaveSpec | None = None
+    places: set[int] = field(default_factory=set)
+    ended: int = 0
+    lacks_capacity: bool = False
 
 
 class Fleet:
@@ -50,7 +88,11 @@ class Fleet:
     def __init__(self, make: MakeAttendant) -> None:
         self.members: dict[str, Member] = {}
         self._make = make
-        self._orders: set[asyncio.Task[WgvsockError | None]] = set()  # changes in progress
+        self._orders: set[asyncio.Task[WgvsockError | None]] = set()  # of the changes, even of those given up
+        self._changes: dict[str, Change] = {}  # by the enclave's name
+        self._ended = 0  # number of changes that have ended
+        self._wanted: RelayConfig | None = None  # the latest configuration
+        self._later: dict[str, Waiters] = {}  # for enclaves that get it after their present change, by name
         self._changed = asyncio.Event()
         self._stopping: bool | None = None  # whether to keep flows, or None if not stopping
         self._failed: dict[Member, WgvsockError] = {}  # the errors that ended members, in order
@@ -112,31 +154,45 @@ class Fleet:
         for attendant in self.attendants:
             attendant.stop(keep_flows=keep_flows)
 
-    def plan(self, config: RelayConfig) -> Plan:
+    def plan(self, config: RelayConfig, only: str | None = None) -> Plan:
         """Compare a configuration with the running enclaves.
+
+        Args:
+            config: The configuration.
+            only: The name of the enclave to compare, or None for all.
 
         Raises:
             ReloadError: The configuration changes a setting that a running relay cannot change.
             WgvsockError: An enclave would refuse its new settings.
         """
-        plan = Plan()
-        attended = {name: member.attendant.spec for name, member in self.members.items()}
-        specs = config.specs({name: (spec.home or spec).place for name, spec in attended.items()})
-        plan.stop.extend(self.members.keys() - {spec.name for spec in specs})
-        for spec in specs:
-            member = self.members.get(spec.name)
-            if member is None or (member.task is not None and member.task.done()):
-                plan.start.append(spec)
-                continue
-            running = member.attendant.spec
-            wanted = spec.in_place_of(running)
-            if running.differs_in_image(wanted):
-                plan.replace.append(wanted)
-            elif key := running.restart_needed_for(wanted):
-                raise ReloadError(key)
-            else:
-                plan.keep.append((wanted, member.attendant.room.settings_for(wanted)))
+        plan = Plan(config)
+        known = {name: change.spec for name, change in self._changes.items() if change.spec is not None}
+        known |= {name: member.attendant.spec for name, member in self.members.items()}
+        held = {name: (spec.home or spec).place for name, spec in known.items()}
+        specs = {spec.name: spec for spec in config.specs(held, self._places())}
+        for name in [only] if only is not None else [*(name for name in held if name not in specs), *specs]:
+            self._compare(name, specs.get(name), plan)
         return plan
+
+    def _compare(self, name: str, spec: EnclaveSpec | None, plan: Plan) -> None:
+        """Add to a plan what one enclave's specification requires, or the lack of one."""
+        member, change = self.members.get(name), self._changes.get(name)
+        if change is not None and (spec is not None or change.kind is Kind.START):
+            plan.later[name] = spec
+            if spec is not None and member is not None and change.kind is Kind.REPLACE and member.serves:
+                _check(member.attendant, spec.meanwhile(member.attendant.spec))
+        elif spec is None and member is not None:
+            plan.stop.append(name)  # even in the middle of a replacement
+        elif spec is None:
+            return
+        elif member is None or (member.task is not None and member.task.done()):
+            plan.start.append(spec)
+        else:
+            wanted = spec.in_place_of(member.attendant.spec)
+            if member.attendant.spec.differs_in_image(wanted):
+                plan.replace.append(wanted)
+            else:
+                plan.keep.append((wanted, _check(member.attendant, wanted)))
 
     def carry_out(self, plan: Plan) -> dict[str, Outcome]:
         """Carry out a plan. A failure is logged and affects only its own enclave.
@@ -145,12 +201,20 @@ class Fleet:
             The result for each enclave, except for those that get another image, which takes minutes.
         """
         outcomes: dict[str, Outcome] = {}
+        self._wanted = plan.config
+        for name, wanted in plan.later.items():
+            if wanted is not None and (member := self.members.get(name)) and member.replacement is not None:
+                member.replacement.follow(wanted)  # a stricter policy does not wait
+            outcomes[name] = self._later.setdefault(name, Waiters()).add()
         for spec, tunnel_config in plan.keep:
             outcomes[spec.name] = self.members[spec.name].attendant.adopt(spec, tunnel_config)
         for name in plan.stop:
-            outcomes[name] = self._order(self._end(name))
+            change = self._changes.get(name)
+            if change is None or change.kind is not Kind.STOP:
+                change = self._change(name, Kind.STOP, self._end(name, change))
+            outcomes[name] = change.task
         for spec in plan.start:
-            outcomes[spec.name] = self._order(self._start(spec))
+            outcomes[spec.name] = self._change(spec.name, Kind.START, self._start(spec), spec, spec.places).task
         for spec in plan.replace:
             self.replace(spec)
         return outcomes
@@ -164,18 +228,19 @@ class Fleet:
         """Start to replace an enclave with one from another image; see `wgvsock.relay.enclaves.replacement`.
 
         Raises:
-            ReplacementError: The enclave is already being replaced.
+            ReplacementError: The enclave is already being replaced, started or stopped.
         """
-        member = self.members[spec.name]
-        if member.replacement is not None:
+        name, member = spec.name, self.members[spec.name]
+        if change := self._changes.get(name):
             raise ReplacementError(
-                f'cannot replace the enclave "{spec.name}"',
-                why="it is already being replaced",
+                f'cannot replace the enclave "{name}"',
+                why=f"it is already being {change.kind.value}",
                 fix="wait until that ends",
             )
-        place = free_place(set().union(*(attendant.spec.places for attendant in self.attendants)))
-        member.replacement = Replacement(member, spec, place, self._make)
-        self._order(self._replace(spec.name, member, member.replacement))
+        place = free_place(self._places())
+        capacity = partial(self._wait_for_capacity, name)
+        member.replacement = Replacement(member, spec, place, self._make, capacity)
+        self._change(name, Kind.REPLACE, self._replace(name, member, member.replacement), places={place})
 
     def snapshots(self) -> tuple[EnclaveSnapshot, ...]:
         """The state of each enclave and of its replacement."""
@@ -187,12 +252,62 @@ class Fleet:
         tasks: set[asyncio.Task[Any]] = {one.task for one in self.members.values() if one.task is not None}
         return {task for task in tasks | self._orders if not task.done()}
 
-    def _order(self, work: Coroutine[Any, Any, WgvsockError | None]) -> Outcome:
+    def _places(self) -> set[int]:
+        """The places that no other enclave may use."""
+        reserved = [change.places for change in self._changes.values()]
+        return set().union(*reserved, *(attendant.spec.places for attendant in self.attendants))
+
+    def _change(
+        self,
+        name: str,
+        kind: Kind,
+        work: Coroutine[Any, Any, WgvsockError | None],
+        spec: EnclaveSpec | None = None,
+        places: Iterable[int] = (),
+    ) -> Change:
+        """Begin a change of one enclave."""
         task = asyncio.ensure_future(work)
         self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
+        self._changes[name] = change = Change(kind, task, spec, set(places), self._ended)
+        task.add_done_callback(partial(self._end_change, name))
         self._changed.set()
-        return task
+        return change
+
+    def _end_change(self, name: str, task: asyncio.Task[WgvsockError | None]) -> None:
+        self._orders.discard(task)
+        self._ended += 1
+        if self._changes[name].task is not task:  # the enclave is removed in the middle of its replacement
+            return
+        del self._changes[name]
+        waiters = self._later.pop(name, None)
+        if waiters is None or self._wanted is None or self._stopping is not None:
+            return
+        try:
+            outcome = self.carry_out(self.plan(self._wanted, only=name)).get(name)
+        except WgvsockError as error:
+            _complain(name, "the enclave keeps its settings", error)
+            waiters.settle(error)
+            return
+        if outcome is None:
+            waiters.settle(None)
+        else:
+            outcome.add_done_callback(lambda done: waiters.settle(None if done.cancelled() else done.result()))
+
+    async def _wait_for_capacity(self, name: str) -> bool:
+        """Wait until another change has ended, which may have left capacity for one more enclave.
+
+        Returns:
+            Whether one has ended since the last attempt. Of changes that all lack capacity, one waits for no other.
+        """
+        own = self._changes[name]
+        others = [one.task for one in self._changes.values() if one is not own and not one.lacks_capacity]
+        if others and own.ended == self._ended:
+            _log.info("there is no capacity for the new enclave until another change ends", extra=fields(enclave=name))
+            own.lacks_capacity = True
+            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            own.lacks_capacity = False
+        before, own.ended = own.ended, self._ended
+        return before < own.ended
 
     def _report_ends(self) -> None:
         new: dict[str, WgvsockError] = {}
@@ -213,20 +328,18 @@ class Fleet:
     async def _start(self, spec: EnclaveSpec) -> WgvsockError | None:
         member = Member(self._make(spec))
         try:
-            await member.attendant.open()
+            await member.open()
         except WgvsockError as error:
-            await member.attendant.close()
             _complain(spec.name, "the enclave is not served", error)
             return error
-        except asyncio.CancelledError:
-            await member.attendant.close()
-            raise
         self.members[spec.name] = member
         member.begin()
-        self._changed.set()
         return None
 
-    async def _end(self, name: str) -> None:
+    async def _end(self, name: str, replacement: Change | None) -> None:
+        if replacement is not None:
+            replacement.task.cancel()
+            await asyncio.wait({replacement.task})
         await self.members[name].end()
         del self.members[name]
         _log.info("the enclave is no longer served", extra=fields(enclave=name))
@@ -247,6 +360,18 @@ class Fleet:
 def _snapshot(member: Member) -> EnclaveSnapshot:
     other = None if member.replacement is None else member.replacement.other
     return replace(member.attendant.snapshot(), replacement=None if other is None else other.attendant.snapshot())
+
+
+def _check(attendant: Attendant, wanted: EnclaveSpec) -> TunnelConfig:
+    """Return the settings that an enclave gets under another specification.
+
+    Raises:
+        ReloadError: The specification changes a setting that a running relay cannot change.
+        WgvsockError: The enclave would refuse the settings.
+    """
+    if key := attendant.spec.restart_needed_for(wanted):
+        raise ReloadError(key)
+    return attendant.room.settings_for(wanted)
 
 
 def _complain(name: str, what: str, error: WgvsockError) -> None:

@@ -155,6 +155,11 @@ class EnclaveSpec:
             interface=replace(self.interface, name=running.interface.name, addresses=running.interface.addresses),
         )
 
+    def meanwhile(self, running: EnclaveSpec) -> EnclaveSpec:
+        """A copy for a running room, as `in_place_of`, whose image and published ports a replacement determines."""
+        nat = replace(self.nat, publish=running.nat.publish)
+        return replace(self.in_place_of(running), launch=running.launch, nat=nat, draining=running.draining)
+
     def differs_in_image(self, other: EnclaveSpec) -> bool:
         """Whether `other` is launched from another image but otherwise in the same way."""
         if self.launch is None or other.launch is None or self.launch.image == other.launch.image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -16,8 +17,14 @@ from wgvsock.relay.snapshots import EnclaveSnapshot, Readiness, State
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.relay.uplink.egress import Egress
 from wgvsock.relay.uplink.reach import KernelReach
+from wgvsock.system.nitro_cli import NitroCliError
 from wgvsock.testing import ManualClock
 from wgvsock.testing.machine import MemoryMachine
+
+RETRY = 3.0
+"""Seconds after which a launch that failed is tried again."""
+
+NO_ROOM = NitroCliError("cannot launch", codes=["E39", "E27"], why="not enough free huge pages")
 
 
 @dataclass
@@ -43,6 +50,10 @@ class FakeRoom:
         """See `Room.settings_for`."""
         return cast("TunnelConfig", None)
 
+    def complain(self, what: str, error: WgvsockError) -> None:
+        """See `Room.complain`."""
+        raise AssertionError(what) from error
+
     def fields(self, **values: object) -> dict[str, dict[str, object]]:
         """See `Room.fields`."""
         return {"fields": {"enclave": self.spec.name, **values}}
@@ -53,6 +64,7 @@ class FakeAttendant:
 
     def __init__(self, house: House, spec: EnclaveSpec) -> None:
         self.house = house
+        self.first = spec
         self.room = FakeRoom(spec, house.machine)
         self.last_error: WgvsockError | None = None
         self.keep_flows = False
@@ -74,6 +86,7 @@ class FakeAttendant:
     async def open(self) -> None:
         """See `Attendant.open`."""
         self.house.note("open", self)
+        await asyncio.sleep(self.house.opening)
         if error := self.house.cannot_open.get(self.image):
             raise error
 
@@ -83,12 +96,19 @@ class FakeAttendant:
         self.serves = True
         if error := self.house.refused.get(self.image) or self.house.refused.get(self.spec.owner):
             raise error
-        await self._stop.wait()
+        stopped = asyncio.ensure_future(self._stop.wait())
+        while (error := self.house.not_launched(self)) and not stopped.done():
+            self.last_error = error
+            await asyncio.wait({stopped}, timeout=RETRY)
+        self.last_error = None
+        await stopped
         if self.fails is not None:
             raise self.fails
 
     async def close(self) -> None:
         """See `Attendant.close`."""
+        self.serves = False
+        await asyncio.sleep(self.house.closing)
         self.house.note("close", self)
 
     def stop(self, *, keep_flows: bool = False) -> None:
@@ -126,7 +146,7 @@ class FakeAttendant:
 
     def readiness(self) -> Readiness:
         """See `Attendant.readiness`."""
-        ready = self.serves and self.image not in self.house.never_ready
+        ready = self.serves and self.image not in self.house.never_ready and self.last_error is None
         return Readiness(attested=ready, handshake=True, rules=True)
 
     def snapshot(self) -> EnclaveSnapshot:
@@ -158,12 +178,20 @@ class House:
         cannot_open: What opening fails with, by image.
         refused: What serving ends with, by image or by owner of the rules.
         never_ready: Images that are never attested.
+        cannot_launch: What every launch fails with, by image.
+        capacity: Number of enclaves that can run at once. A launch that fails is repeated.
+        opening: Seconds that opening takes.
+        closing: Seconds that closing takes.
     """
 
     machine: MemoryMachine = field(default_factory=MemoryMachine)
     cannot_open: dict[str, WgvsockError] = field(default_factory=dict)
     refused: dict[str, WgvsockError] = field(default_factory=dict)
     never_ready: set[str] = field(default_factory=set)
+    cannot_launch: dict[str, WgvsockError] = field(default_factory=dict)
+    capacity: int = 1000
+    opening: float = 0.0
+    closing: float = 0.0
     history: list[str] = field(default_factory=list)
     made: list[FakeAttendant] = field(default_factory=list)
 
@@ -172,9 +200,19 @@ class House:
         self.made.append(FakeAttendant(self, spec))
         return cast("Attendant", self.made[-1])
 
+    def not_launched(self, attendant: FakeAttendant) -> WgvsockError | None:
+        """What the launch of an enclave fails with."""
+        running = [one for one in self.made if one.serves and one.last_error is None and one is not attendant]
+        return NO_ROOM if len(running) >= self.capacity else self.cannot_launch.get(attendant.image)
+
     def note(self, what: str, attendant: FakeAttendant) -> None:
         """It happened."""
         self.history.append(f"{what} {attendant.spec.owner} {attendant.image}".strip())
+
+
+def images(attendants: Iterable[Attendant | FakeAttendant]) -> set[str]:
+    """What they launch."""
+    return {one.spec.launch.image for one in attendants if one.spec.launch is not None}
 
 
 def with_image(spec: EnclaveSpec, image: str, **launch: Any) -> EnclaveSpec:

@@ -9,11 +9,12 @@ from typing import Self
 
 import pytest
 
-from tests.unit.relay.fakes import House, with_image
+from tests.unit.relay.fakes import House, images, with_image
 from wgvsock import settings
 from wgvsock.relay.config import RelayConfig
 from wgvsock.relay.errors import ReloadError, ReplacementError, UplinkError
 from wgvsock.relay.fleet import Fleet
+from wgvsock.relay.orders import Outcome
 from wgvsock.testing import without_waiting
 
 PCRS = "\n".join(f'pcr{index} = "{str(index + 1) * 96}"' for index in (0, 1, 2))
@@ -60,8 +61,8 @@ class Running:
         await asyncio.gather(self.task, return_exceptions=True)
         await self.fleet.close()
 
-    def change(self, new: RelayConfig) -> None:
-        self.fleet.carry_out(self.fleet.plan(new))
+    def change(self, new: RelayConfig) -> dict[str, Outcome]:
+        return self.fleet.carry_out(self.fleet.plan(new))
 
 
 @without_waiting
@@ -209,3 +210,161 @@ async def test_the_exit_status_is_that_of_the_first_application_that_failed(hous
         for attendant, status in zip(house.made, (0, 3, 4), strict=True):
             attendant.exit_status = status
         assert running.fleet.exit_status == 3
+
+
+def places(house: House) -> list[int]:
+    return [attendant.spec.place for attendant in house.made]
+
+
+async def settled(running: Running) -> None:
+    members = running.fleet.members
+    await until(lambda: all(one.replacement is None for one in members.values()), "the replacements")
+
+
+@without_waiting
+async def test_enclaves_that_get_another_image_in_one_reload_share_no_place(house: House) -> None:
+    async with Running(house, "one", "two") as running:
+        running.change(config("one", "two", "three", image="/b.eif"))
+        await settled(running)
+        assert sorted(running.fleet.members) == ["one", "three", "two"]
+        assert len(set(places(house))) == len(house.made) == 5
+
+
+@without_waiting
+async def test_a_new_enclave_gets_no_place_of_a_successor(house: House) -> None:
+    async with Running(house, "one") as running:
+        running.change(config("one", image="/b.eif"))
+        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        running.change(config("one", "two", image="/b.eif"))
+        await settled(running)
+        running.change(config("one", "two", "three", image="/b.eif"))
+        await until(lambda: len(running.fleet.members) == 3, "the last one")
+        assert len(set(places(house))) == len(house.made) == 4
+
+
+@pytest.mark.parametrize("capacity", [2, 3])
+@without_waiting
+async def test_several_replacements_wait_for_the_capacity_that_one_needs(
+    house: House, caplog: pytest.LogCaptureFixture, capacity: int
+) -> None:
+    caplog.set_level("INFO")
+    house.capacity = capacity
+    async with Running(house, "one", "two") as running:
+        running.change(config("one", "two", image="/b.eif"))
+        await settled(running)
+        assert ("interrupts the service" in caplog.text) == (capacity == 2)
+        assert images(running.fleet.attendants) == {"/b.eif"}
+        assert sum(attendant.serves for attendant in house.made) == 2
+
+
+@without_waiting
+async def test_an_enclave_that_is_removed_in_the_middle_of_its_replacement_is_gone(house: House) -> None:
+    house.never_ready.add("/b.eif")
+    house.closing = 5
+    async with Running(house, "one", "two") as running:
+        one, two = config("one", "two").enclaves
+        assert two.launch is not None
+        running.change(replace(config("one"), enclaves=(one, replace(two, launch=replace(two.launch, image="/b.eif")))))
+        await until(lambda: "serve relay/two/2 /b.eif" in house.history, "the successor")
+        outcome = running.change(config("one"))["two"]
+        assert running.change(config("one"))["two"] is outcome
+        with pytest.raises(ReplacementError, match="cannot replace") as caught:
+            running.fleet.replace(running.fleet.members["two"].attendant.spec)
+        assert caught.value.why == "it is already being stopped"
+        assert await outcome is None
+        assert list(running.fleet.members) == ["one"]
+        assert images(one for one in house.made if one.serves) == {"/a.eif"}
+        assert {"close relay/two /a.eif", "close relay/two/2 /b.eif"} <= set(house.history)
+
+
+@without_waiting
+async def test_an_enclave_that_comes_back_while_it_is_stopped_is_started_again(house: House) -> None:
+    house.closing = 5
+    async with Running(house, "one", "two") as running:
+        gone = running.change(config("one"))["two"]
+        back = running.change(config("one", "two"))["two"]
+        again = running.change(config("one", "two"))["two"]
+        assert (await gone, await back, await again) == (None, None, None)
+        assert [one.serves for one in house.made] == [True, False, True]
+        assert [house.history.count(f"{what} relay/two /a.eif") for what in ("open", "serve", "close")] == [2, 2, 1]
+
+
+@without_waiting
+async def test_an_enclave_that_is_removed_while_it_is_started_is_gone(house: House) -> None:
+    house.opening = 5
+    async with Running(house, "one") as running:
+        running.change(config("one", "two"))
+        twice = running.change(config("one", "two"))["two"]
+        outcome = running.change(config("one"))["two"]
+        assert (await twice, await outcome) == (None, None)
+        assert list(running.fleet.members) == ["one"]
+        assert house.history[-1] == "close relay/two /a.eif"
+        assert len(house.made) == 2
+
+
+STRICTER = """egress = { default = 'deny' }
+[[enclaves.publish]]
+protocol = "tcp"
+port = 443"""
+
+
+@without_waiting
+async def test_a_stricter_policy_does_not_wait_for_the_end_of_a_replacement_as_ports_do(house: House) -> None:
+    house.never_ready.add("/b.eif")
+    async with Running(house, "one") as running:
+        running.change(config("one", image="/b.eif"))
+        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        outcome = running.change(config("one", image="/b.eif", extra=STRICTER))["one"]
+        assert {"adopt relay/one /a.eif", "adopt relay/one/2 /b.eif"} <= set(house.history)
+        assert [(one.spec.egress.default, one.spec.nat.publish) for one in house.made] == [("deny", ())] * 2
+        house.never_ready.clear()
+        assert await outcome is None
+        assert house.history[-1] == "adopt relay/one/2 /b.eif"
+        (attendant,) = running.fleet.attendants
+        assert [port.port for port in attendant.spec.nat.publish] == [443]
+
+
+@without_waiting
+async def test_an_enclave_that_is_not_yet_launched_gets_the_stricter_policy_as_well(house: House) -> None:
+    house.capacity, house.closing = 1, 20
+    async with Running(house, "one") as running:
+        running.change(config("one", image="/b.eif"))
+        await until(lambda: not house.made[0].serves, "the old one to close")
+        assert await running.change(config("one", image="/b.eif", extra=STRICTER))["one"] is None
+        assert house.history[-1] == "adopt relay/one /b.eif"  # its ports
+        assert [one.first.egress.default for one in house.made] == ["allow", "allow", "deny"]
+
+
+@without_waiting
+async def test_a_reload_that_the_enclave_would_refuse_changes_nothing_during_a_replacement(house: House) -> None:
+    house.never_ready.add("/b.eif")
+    async with Running(house, "one") as running:
+        running.change(config("one", image="/b.eif"))
+        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        with pytest.raises(ReloadError):
+            running.change(config("one", image="/b.eif", extra="interface = 'wg9'"))
+        assert house.history[-1] == "serve relay/one/2 /b.eif"
+
+
+@without_waiting
+async def test_a_reload_with_a_third_image_in_the_middle_of_a_replacement_follows_it(house: House) -> None:
+    async with Running(house, "one") as running:
+        running.change(config("one", image="/b.eif"))
+        assert await running.change(config("one", image="/c.eif"))["one"] is None
+        await settled(running)
+        assert images(running.fleet.attendants) == {"/c.eif"}
+        assert sum(one.serves for one in house.made) == 1
+
+
+@without_waiting
+async def test_what_cannot_be_changed_is_told_when_its_turn_comes(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Running(house, "one") as running:
+        running.change(config("one", image="/b.eif"))
+        (entry,) = config("one").enclaves
+        assert entry.launch is not None
+        larger = replace(entry, launch=replace(entry.launch, image="/b.eif", cpu_count=4))
+        outcome = running.change(replace(config("one"), enclaves=(larger,)))["one"]
+        assert isinstance(await outcome, ReloadError)
+        assert "the enclave keeps its settings" in caplog.text

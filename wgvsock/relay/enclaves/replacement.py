@@ -10,7 +10,7 @@
 
 If the new enclave is refused, or its ports do not answer, the old one continues to serve. If the machine cannot run
 both (because of memory, CPUs, or a fixed CID), the old one is terminated first. It is started again if the new one
-fails.
+fails. Where another change of the relay may free capacity, such as another replacement, its end is awaited before that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,6 +27,7 @@ from wgvsock.relay.enclaves.attendant import Attendant
 from wgvsock.relay.errors import ReplacementError
 from wgvsock.relay.sections import LaunchSettings
 from wgvsock.relay.spec import EnclaveSpec
+from wgvsock.runtime.tasks import uninterrupted
 from wgvsock.system.nitro_cli import NitroCliError
 
 LOOK: Final = 0.1
@@ -45,11 +46,11 @@ MakeAttendant = Callable[[EnclaveSpec], Attendant]
 
 
 async def serve_and_close(attendant: Attendant) -> None:
-    """Serve, and close at the end."""
+    """Serve, and close at the end. A cancellation ends the serving, but does not interrupt the closing."""
     try:
         await attendant.serve()
     finally:
-        await attendant.close()
+        await uninterrupted(attendant.close())
 
 
 @dataclass(eq=False)
@@ -66,16 +67,36 @@ class Member:
     task: asyncio.Task[None] | None = None
     replacement: Replacement | None = None
 
+    async def open(self) -> None:
+        """Set up the enclave's room. On an error or a cancellation, nothing of it is left.
+
+        Raises:
+            WgvsockError: It cannot be set up.
+        """
+        try:
+            await self.attendant.open()
+        except (WgvsockError, asyncio.CancelledError):
+            await uninterrupted(self.attendant.close())
+            raise
+
+    @property
+    def serves(self) -> bool:
+        """Whether the enclave is served, or its room is being closed."""
+        return self.task is not None and not self.task.done()
+
     def begin(self) -> None:
         """Start the task that serves the enclave."""
         self.task = asyncio.ensure_future(serve_and_close(self.attendant))
 
     async def end(self) -> None:
-        """Stop, and wait for the end. Errors are ignored, because the end was requested."""
+        """Stop, and wait for the end, even if this is cancelled. Errors are ignored: the end was requested."""
         self.attendant.stop()
-        if self.task is not None:
-            with contextlib.suppress(WgvsockError):
-                await self.task
+        if self.task is None:
+            return
+        await uninterrupted(asyncio.wait({self.task}))
+        error = None if self.task.cancelled() else self.task.exception()
+        if error is not None and not isinstance(error, WgvsockError):
+            raise error
 
 
 class Replacement:
@@ -86,15 +107,25 @@ class Replacement:
         spec: The member's specification with another image.
         place: A free place for the new enclave.
         make: Creates an attendant, which is not open yet.
+        capacity: Waits until another change has ended, which may have freed capacity. Returns False at once if there
+            is none.
     """
 
-    def __init__(self, member: Member, spec: EnclaveSpec, place: int, make: MakeAttendant) -> None:
+    def __init__(
+        self,
+        member: Member,
+        spec: EnclaveSpec,
+        place: int,
+        make: MakeAttendant,
+        capacity: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self.place = place
         self.other: Member | None = None
         """The enclave that does not serve: the new one at first, then the old one."""
         self._member = member
         self._wanted = spec
-        self._place = place
         self._make = make
+        self._capacity = capacity
         self._launch = spec.launch or LaunchSettings("")
 
     async def run(self) -> None:
@@ -110,26 +141,40 @@ class Replacement:
             if self.other is not None:
                 await self.other.end()
 
+    def follow(self, spec: EnclaveSpec) -> None:
+        """Adopt a configuration in both enclaves, except for the image and the published ports."""
+        self._wanted = spec.meanwhile(self._wanted)
+        for member in (self._member, self.other):
+            if member is None or not member.serves:
+                continue
+            attendant = member.attendant
+            wanted = spec.meanwhile(attendant.spec)
+            try:
+                attendant.adopt(wanted, attendant.room.settings_for(wanted))
+            except WgvsockError as error:
+                attendant.room.complain("the enclave keeps its settings", error)
+
     async def _beside(self) -> bool:
         """Replace the enclave while both run. Returns False if this machine cannot run both."""
         wanted = self._wanted
         if wanted.cid is not None:
             _log.info("the replacement interrupts the service: the CID is fixed", extra=self._fields())
             return False
-        _log.info("launching the new enclave beside the old one", extra=self._fields())
-        successor = wanted.successor(self._place)
-        try:
-            new = await self._bring_up(without_ports(successor))
-        except ReplacementError as error:
-            cause = error.__cause__
-            if isinstance(cause, NitroCliError) and _NO_ROOM & set(cause.codes):
+        while True:
+            _log.info("launching the new enclave beside the old one", extra=self._fields())
+            try:
+                new = await self._bring_up(without_ports(self._wanted.successor(self.place)), beside=True)
+                break
+            except ReplacementError as error:
+                if not _lacks_capacity(error.__cause__):
+                    raise
+            if not await self._capacity():
                 _log.info("the replacement interrupts the service: no capacity for both", extra=self._fields())
                 return False
-            raise
         member, old = self._member, Member(self._member.attendant, self._member.task)
         _inherit(new.attendant, old.attendant)
         # The new enclave's rules are added first, so that a new connection always has a destination.
-        await new.attendant.publish(successor.nat.publish)
+        await new.attendant.publish(wanted.nat.publish)
         member.attendant, member.task, self.other = new.attendant, new.task, old
         await old.attendant.publish((), draining=True)
         _log.info("new connections go to the new enclave", extra=self._fields())
@@ -141,50 +186,56 @@ class Replacement:
         member, old = self._member, self._member.attendant
         await member.end()
         try:
-            new = await self._bring_up(self._wanted)
+            new = await self._bring_up(self._wanted, beside=False)
         except ReplacementError:
             _log.warning("starting the old enclave again", extra=self._fields())
             member.attendant = self._make(old.spec)
-            await member.attendant.open()
+            await member.open()
             member.begin()
             raise
         _inherit(new.attendant, old)
         member.attendant, member.task, self.other = new.attendant, new.task, None
 
-    async def _bring_up(self, spec: EnclaveSpec) -> Member:
+    async def _bring_up(self, spec: EnclaveSpec, *, beside: bool) -> Member:
         """Start an enclave that is ready and whose ports answer. On failure, nothing of it is left.
+
+        Args:
+            spec: The enclave.
+            beside: Whether another one serves. Then a lack of capacity is a failure at once, because that one has it.
 
         Raises:
             ReplacementError: It was not ready in time. The cause of the error says why.
         """
         new = Member(self._make(spec))
-        self.other = new
         try:
-            await new.attendant.open()
+            await new.open()
         except WgvsockError as failure:
-            await new.attendant.close()
-            self.other = None
             raise self._failed("it cannot be set up", failure) from failure
+        self.other = new
         new.begin()
         assert new.task is not None  # noqa: S101 - just begun
+        why = await self._wait_ready(new.attendant, new.task, beside=beside)
+        if not why:
+            return new
+        end = new.task.exception() if new.task.done() else None
+        error = end if isinstance(end, WgvsockError) else new.attendant.last_error
+        await new.end()
+        self.other = None
+        raise self._failed(why, error) from error
+
+    async def _wait_ready(self, new: Attendant, task: asyncio.Task[None], *, beside: bool) -> str:
+        """Wait until an enclave is ready and its ports answer. Returns why it will not be, or an empty string."""
         try:
             async with asyncio.timeout(self._launch.ready_timeout):
-                while not (new.attendant.readiness().ready and await self._answers(new.attendant)):
-                    await asyncio.wait({new.task}, timeout=LOOK)
-                    if new.task.done():
-                        break
+                while not (new.readiness().ready and await self._answers(new)):
+                    await asyncio.wait({task}, timeout=LOOK)
+                    if task.done():
+                        return "it was refused"
+                    if beside and _lacks_capacity(new.last_error):
+                        return "it was not launched"
         except TimeoutError:
-            error = new.attendant.last_error
-            await new.end()
-            self.other = None
-            why = "its ports do not answer" if new.attendant.readiness().ready else "it was not ready in time"
-            raise self._failed(why, error) from error
-        if new.task.done():
-            self.other = None
-            end = new.task.exception()
-            error = end if isinstance(end, WgvsockError) else new.attendant.last_error
-            raise self._failed("it was refused", error) from error
-        return new
+            return "its ports do not answer" if new.readiness().ready else "it was not ready in time"
+        return ""
 
     async def _answers(self, attendant: Attendant) -> bool:
         """Whether every TCP port to be published accepts connections."""
@@ -210,6 +261,11 @@ class Replacement:
 
     def _fields(self) -> dict[str, dict[str, object]]:
         return self._member.attendant.room.fields(image=self._launch.image)
+
+
+def _lacks_capacity(error: BaseException | None) -> bool:
+    """Whether an enclave was not launched because another one has the memory or the CPUs."""
+    return isinstance(error, NitroCliError) and not _NO_ROOM.isdisjoint(error.codes)
 
 
 def _inherit(new: Attendant, old: Attendant) -> None:

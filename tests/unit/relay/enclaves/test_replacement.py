@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.unit.relay.fakes import House, with_image
+from tests.unit.relay.fakes import NO_ROOM, House, with_image
 from wgvsock.addresses import Cid, Port, VsockAddress
 from wgvsock.attestation.errors import PcrSetError
 from wgvsock.egress.settings import EgressSettings, RuleSettings
@@ -16,7 +16,6 @@ from wgvsock.relay.enclaves.replacement import Member, Replacement
 from wgvsock.relay.errors import ReplacementError, UplinkError
 from wgvsock.relay.sections import LaunchSettings, PublishSettings
 from wgvsock.relay.spec import EnclaveSpec
-from wgvsock.system.nitro_cli import NitroCliError
 from wgvsock.testing import without_waiting
 
 
@@ -41,10 +40,15 @@ async def serving(house: House, spec: EnclaveSpec) -> Member:
     return member
 
 
+async def no_other() -> bool:
+    """No other change frees capacity."""
+    return False
+
+
 async def replaced(house: House, spec: EnclaveSpec, wanted: EnclaveSpec) -> Member:
     member = await serving(house, spec)
     try:
-        await Replacement(member, wanted, 3, house.make).run()
+        await Replacement(member, wanted, 3, house.make, no_other).run()
     finally:
         house.history.append("--")
         serves = member.task is not None and not member.task.done()
@@ -105,9 +109,6 @@ async def test_one_that_is_no_good_leaves_the_old_one_serving(house: House, laun
     assert not [line for line in ended if line.startswith(("publish", "close relay /a.eif"))]
 
 
-NO_ROOM = NitroCliError("cannot launch", codes=["E39", "E27"], why="not enough free huge pages")
-
-
 @pytest.mark.parametrize("why", ["no memory", "fixed CID"])
 @without_waiting
 async def test_where_there_is_no_room_for_two_the_old_one_goes_first(
@@ -118,9 +119,11 @@ async def test_where_there_is_no_room_for_two_the_old_one_goes_first(
         address = VsockAddress(Cid(16), Port(51820))
         launched = replace(launched, enclave=replace(launched.enclave, address=address, provisioning_address=None))
     else:
-        house.refused["relay/enclave/2"] = NO_ROOM
+        house.capacity = 1
     member = await serving(house, launched)
-    await Replacement(member, with_image(launched, "/b.eif"), 3, house.make).run()
+    began = asyncio.get_running_loop().time()
+    await Replacement(member, with_image(launched, "/b.eif"), 3, house.make, no_other).run()
+    assert asyncio.get_running_loop().time() - began < 5  # ready_timeout is not awaited in vain
     assert "interrupts the service" in caplog.text
     served = [line for line in house.history if line in {"close relay /a.eif", "serve relay /b.eif"}]
     assert served == ["close relay /a.eif", "serve relay /b.eif"]
@@ -132,10 +135,46 @@ async def test_where_there_is_no_room_for_two_the_old_one_goes_first(
 async def test_an_old_one_that_went_first_comes_back_if_the_new_one_is_no_good(
     house: House, launched: EnclaveSpec
 ) -> None:
-    house.refused["/b.eif"] = NO_ROOM  # beside the old one, and alone as well
+    house.cannot_launch["/b.eif"] = NO_ROOM  # beside the old one, and alone as well
     with pytest.raises(ReplacementError, match="was not replaced"):
         await replaced(house, launched, with_image(launched, "/b.eif"))
     assert house.history[: house.history.index("--")][-2:] == ["close relay /b.eif", "open relay /a.eif"]
+
+
+@without_waiting
+async def test_capacity_that_another_change_frees_is_awaited(
+    house: House, launched: EnclaveSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    house.capacity = 1
+
+    async def other_ends() -> bool:
+        house.capacity = 2
+        return True
+
+    member = await serving(house, launched)
+    await Replacement(member, with_image(launched, "/b.eif"), 3, house.make, other_ends).run()
+    await member.end()
+    assert "interrupts the service" not in caplog.text
+    assert house.history[-2:] == ["close relay /a.eif", "close relay/enclave/2 /b.eif"]
+
+
+@pytest.mark.parametrize("moment", ["open", "close"])
+@without_waiting
+async def test_a_cancellation_leaves_nothing_half_closed(house: House, launched: EnclaveSpec, moment: str) -> None:
+    house.capacity, house.opening, house.closing = 1, 2.0, 5.0
+    member = await serving(house, launched)
+    task = asyncio.ensure_future(Replacement(member, with_image(launched, "/b.eif"), 3, house.make, no_other).run())
+    # While the new one opens beside the old one, or while the old one closes, as there is no capacity for both.
+    await asyncio.sleep(1 if moment == "open" else house.opening + house.closing + 2)
+    assert house.made[0].serves == (moment == "open")
+    assert house.history[-1] == ("open" if moment == "open" else "close") + " relay/enclave/2 /b.eif"
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await member.end()
+    opened = [line.removeprefix("open ") for line in house.history if line.startswith("open ")]
+    assert sorted(opened) == sorted(line.removeprefix("close ") for line in house.history if line.startswith("close "))
 
 
 @pytest.mark.parametrize("cid", [Cid(0xFFFFFFFF), Cid(16)], ids=["beside", "in place"])
@@ -150,7 +189,7 @@ async def test_the_new_one_has_the_addresses_of_names_that_its_policy_allows(
     old = member.attendant.room.uplink.egress
     await old.pin("www.lab.test", [(ip_address("203.0.113.10"), 60.0)])
     wanted = replace(with_image(spec, "/b.eif"), egress=EgressSettings("deny", (RuleSettings(name="www.lab.test"),)))
-    await Replacement(member, wanted, 3, house.make).run()
+    await Replacement(member, wanted, 3, house.make, no_other).run()
     new = member.attendant.room.uplink.egress
     await member.end()
     assert new is not old
