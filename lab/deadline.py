@@ -1,7 +1,7 @@
 """Waiting: one object holds the deadline, and whatever waits asks it for the remaining time.
 
-A backend that emulates a processor multiplies every deadline by one measured factor. Nothing in the laboratory sleeps
-for a fixed time in the hope that something has happened by then.
+A laboratory multiplies every deadline by one factor, which a backend that emulates a processor measures. Nothing in the
+laboratory sleeps for a fixed time in the hope that something has happened by then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Deadline:
 
     Args:
         seconds: Seconds from now, on a machine that runs natively.
-        scale: The backend's factor: 1 natively, more where processors are emulated.
+        scale: The factor: more than 1 where processors are emulated or shared.
         clock: Returns monotonic seconds.
         sleep: Sleeps for that many seconds.
     """

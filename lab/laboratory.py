@@ -39,6 +39,10 @@ LAB: Final = Path(__file__).parent
 WGVSOCK: Final = str(Path(sys.executable).with_name("wgvsock"))
 PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
 
+PATIENCE: Final = 3.0
+"""The least factor of every deadline: on a shared machine, others may take the processors for seconds. A deadline only
+bounds a failure, so its length costs nothing."""
+
 _KEPT_CAPTURES: Final = 8
 """The newest captures, for `keep_artifacts`: two observations of all four interfaces."""
 
@@ -246,7 +250,7 @@ class Laboratory(ABC):
 
     def deadline(self, seconds: float) -> Deadline:
         """Return a deadline in the machines' time."""
-        return Deadline(seconds, scale=self.scale)
+        return Deadline(seconds, scale=max(self.scale, PATIENCE))
 
     def enter(self, node: Node) -> list[str]:
         """Return the prefix that makes a local command run in a node."""

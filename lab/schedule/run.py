@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from lab.backend import Process
+from lab.deadline import Deadline
 from lab.errors import LabError, LabTimeoutError
 from lab.netns import namespaces
 from lab.netns.build import namespace
@@ -208,7 +209,7 @@ class Player:
     def _settle(self, load: Load, since: float, patience: float = RIGHT_WITHIN) -> float | None:
         """Return when all was well: the Relay as required, and traffic after that moment. None: never."""
         with contextlib.suppress(LabTimeoutError):
-            deadline = self._backend.deadline(patience)
+            deadline = Deadline(patience, scale=self._backend.scale)
             deadline.poll(self._site.is_as_wanted, "the Relay to be ready")
             since = max(since, time.time())  # what ends then, such as a drained enclave, may take connections along
             deadline.poll(lambda: not load.behind(since), "the traffic to go on")

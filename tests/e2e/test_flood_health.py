@@ -180,7 +180,7 @@ def test_silent_connections_of_another_machine(served: Ladder, held: int) -> Non
     holder = backend.spawn(Node.EXTERNAL, [*python, HOLD, pod, str(PORT), str(held)], name=f"hold-{held}")
     try:
         holder.wait_for_line("ready", backend.deadline(30))
-        timeout = backend.deadline(PROBE_TIMEOUT).seconds
+        timeout = PROBE_TIMEOUT * backend.scale
         asked = [*python, ASK, pod, str(PORT), str(PROBES), f"{timeout:g}"]
         answered: list[float] = json.loads(backend.run(Node.NODE, asked, deadline=backend.deadline(60)).check().stdout)
     finally:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from lab.backend import Completed
+from lab.deadline import Deadline
 from lab.ladder import Ladder
 from lab.topology import Node
 from wgvsock.tunnel.probe import FAILURES, INTERVAL, TIMEOUT
@@ -145,7 +146,7 @@ def test_a_session_that_comes_to_a_dead_path_does_not_hide_it(quiet: Ladder) -> 
 
 def test_packets_of_the_enclave_prove_its_path_though_it_ignores_echo(quiet: Ladder) -> None:
     with fault(quiet, "the enclave ignores echo"):
-        until = quiet.backend.deadline(NOTICED + 2 * TIMEOUT)
+        until = Deadline(NOTICED + 2 * TIMEOUT, scale=quiet.backend.scale)
         while not until.expired:
             quiet.probe(Node.ENCLAVE, "ping", quiet.topology.external4)
             assert enclave(quiet)["path"]["alive"] is True
