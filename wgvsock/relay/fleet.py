@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from functools import partial
 from typing import Any
 
 from wgvsock.errors import WgvsockError
 from wgvsock.provisioning import TunnelConfig
+from wgvsock.relay.changes import Change, Changes, Kind
 from wgvsock.relay.config import RelayConfig
 from wgvsock.relay.enclaves.attendant import Attendant
 from wgvsock.relay.enclaves.replacement import MakeAttendant, Member, Replacement
@@ -49,35 +49,6 @@ class Plan:
     later: dict[str, EnclaveSpec | None] = field(default_factory=dict)
 
 
-class Kind(Enum):
-    """What a change does to its enclave."""
-
-    START = "started"
-    STOP = "stopped"
-    REPLACE = "replaced"
-
-
-@dataclass(slots=True)
-class Change:
-    """A change of one enclave in progress.
-
-    Attributes:
-        kind: What it does.
-        task: Does it, and ends with an error that was logged, or None.
-        spec: The enclave that it starts, otherwise None.
-        places: Places that it reserves.
-        ended: The number of the fleet's changes that had ended when it last began to use the machine's capacity.
-        lacks_capacity: Whether it waits for the machine to have capacity for one more enclave.
-    """
-
-    kind: Kind
-    task: asyncio.Task[WgvsockError | None]
-    spec: EnclaveSpec | None = None
-    places: set[int] = field(default_factory=set)
-    ended: int = 0
-    lacks_capacity: bool = False
-
-
 class Fleet:
     """All enclaves of one relay.
 
@@ -88,9 +59,7 @@ class Fleet:
     def __init__(self, make: MakeAttendant) -> None:
         self.members: dict[str, Member] = {}
         self._make = make
-        self._orders: set[asyncio.Task[WgvsockError | None]] = set()  # of the changes, even of those given up
-        self._changes: dict[str, Change] = {}  # by the enclave's name
-        self._ended = 0  # number of changes that have ended
+        self._changes = Changes(self._apply_later)
         self._wanted: RelayConfig | None = None  # the latest configuration
         self._later: dict[str, Waiters] = {}  # for enclaves that get it after their present change, by name
         self._changed = asyncio.Event()
@@ -149,8 +118,7 @@ class Fleet:
     def stop(self, *, keep_flows: bool = False) -> None:
         """End `serve`. See `Attendant.stop`."""
         self._stopping = keep_flows
-        for order in self._orders:
-            order.cancel()
+        self._changes.cancel()
         for attendant in self.attendants:
             attendant.stop(keep_flows=keep_flows)
 
@@ -166,8 +134,7 @@ class Fleet:
             WgvsockError: An enclave would refuse its new settings.
         """
         plan = Plan(config)
-        known = {name: change.spec for name, change in self._changes.items() if change.spec is not None}
-        known |= {name: member.attendant.spec for name, member in self.members.items()}
+        known = self._changes.starting | {name: member.attendant.spec for name, member in self.members.items()}
         held = {name: (spec.home or spec).place for name, spec in known.items()}
         specs = {spec.name: spec for spec in config.specs(held, self._places())}
         for name in [only] if only is not None else [*(name for name in held if name not in specs), *specs]:
@@ -176,7 +143,7 @@ class Fleet:
 
     def _compare(self, name: str, spec: EnclaveSpec | None, plan: Plan) -> None:
         """Add to a plan what one enclave's specification requires, or the lack of one."""
-        member, change = self.members.get(name), self._changes.get(name)
+        member, change = self.members.get(name), self._changes.of(name)
         if change is not None and (spec is not None or change.kind is Kind.START):
             plan.later[name] = spec
             if spec is not None and member is not None and change.kind is Kind.REPLACE and member.serves:
@@ -209,14 +176,16 @@ class Fleet:
         for spec, tunnel_config in plan.keep:
             outcomes[spec.name] = self.members[spec.name].attendant.adopt(spec, tunnel_config)
         for name in plan.stop:
-            change = self._changes.get(name)
+            change = self._changes.of(name)
             if change is None or change.kind is not Kind.STOP:
-                change = self._change(name, Kind.STOP, self._end(name, change))
+                change = self._changes.begin(name, Kind.STOP, self._end(name, change))
             outcomes[name] = change.task
         for spec in plan.start:
-            outcomes[spec.name] = self._change(spec.name, Kind.START, self._start(spec), spec, spec.places).task
+            change = self._changes.begin(spec.name, Kind.START, self._start(spec), spec=spec, places=spec.places)
+            outcomes[spec.name] = change.task
         for spec in plan.replace:
             self.replace(spec)
+        self._changed.set()
         return outcomes
 
     def reattest(self) -> dict[str, Outcome]:
@@ -231,16 +200,17 @@ class Fleet:
             ReplacementError: The enclave is already being replaced, started or stopped.
         """
         name, member = spec.name, self.members[spec.name]
-        if change := self._changes.get(name):
+        if change := self._changes.of(name):
             raise ReplacementError(
                 f'cannot replace the enclave "{name}"',
                 why=f"it is already being {change.kind.value}",
                 fix="wait until that ends",
             )
         place = free_place(self._places())
-        capacity = partial(self._wait_for_capacity, name)
+        capacity = partial(self._changes.wait_for_capacity, name)
         member.replacement = Replacement(member, spec, place, self._make, capacity)
-        self._change(name, Kind.REPLACE, self._replace(name, member, member.replacement), places={place})
+        self._changes.begin(name, Kind.REPLACE, self._replace(name, member, member.replacement), places={place})
+        self._changed.set()
 
     def snapshots(self) -> tuple[EnclaveSnapshot, ...]:
         """The state of each enclave and of its replacement."""
@@ -250,35 +220,14 @@ class Fleet:
 
     def _tasks(self) -> set[asyncio.Task[Any]]:
         tasks: set[asyncio.Task[Any]] = {one.task for one in self.members.values() if one.task is not None}
-        return {task for task in tasks | self._orders if not task.done()}
+        return {task for task in tasks | self._changes.tasks if not task.done()}
 
     def _places(self) -> set[int]:
         """The places that no other enclave may use."""
-        reserved = [change.places for change in self._changes.values()]
-        return set().union(*reserved, *(attendant.spec.places for attendant in self.attendants))
+        return self._changes.places.union(*(attendant.spec.places for attendant in self.attendants))
 
-    def _change(
-        self,
-        name: str,
-        kind: Kind,
-        work: Coroutine[Any, Any, WgvsockError | None],
-        spec: EnclaveSpec | None = None,
-        places: Iterable[int] = (),
-    ) -> Change:
-        """Begin a change of one enclave."""
-        task = asyncio.ensure_future(work)
-        self._orders.add(task)
-        self._changes[name] = change = Change(kind, task, spec, set(places), self._ended)
-        task.add_done_callback(partial(self._end_change, name))
-        self._changed.set()
-        return change
-
-    def _end_change(self, name: str, task: asyncio.Task[WgvsockError | None]) -> None:
-        self._orders.discard(task)
-        self._ended += 1
-        if self._changes[name].task is not task:  # the enclave is removed in the middle of its replacement
-            return
-        del self._changes[name]
+    def _apply_later(self, name: str) -> None:
+        """Apply the latest configuration to an enclave whose change has ended."""
         waiters = self._later.pop(name, None)
         if waiters is None or self._wanted is None or self._stopping is not None:
             return
@@ -292,22 +241,6 @@ class Fleet:
             waiters.settle(None)
         else:
             outcome.add_done_callback(lambda done: waiters.settle(None if done.cancelled() else done.result()))
-
-    async def _wait_for_capacity(self, name: str) -> bool:
-        """Wait until another change has ended, which may have left capacity for one more enclave.
-
-        Returns:
-            Whether one has ended since the last attempt. Of changes that all lack capacity, one waits for no other.
-        """
-        own = self._changes[name]
-        others = [one.task for one in self._changes.values() if one is not own and not one.lacks_capacity]
-        if others and own.ended == self._ended:
-            _log.info("there is no capacity for the new enclave until another change ends", extra=fields(enclave=name))
-            own.lacks_capacity = True
-            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
-            own.lacks_capacity = False
-        before, own.ended = own.ended, self._ended
-        return before < own.ended
 
     def _report_ends(self) -> None:
         new: dict[str, WgvsockError] = {}
