@@ -321,7 +321,7 @@ class KernelUplink:
         """
         if self._tun is None or not self.nat.is_open:
             return
-        pending = self.uplink.versions
+        pending, applied = self.uplink.versions, self.nat.applied
         for _ in range(PROBES):
             sent = {
                 address.version
@@ -332,11 +332,15 @@ class KernelUplink:
             seen = self._probes_seen
             # A count of 0 proves nothing: the counter was reset.
             pending = frozenset(v for v in sent & seen.keys() if seen[v] in {0, before.get(v)})
-            if not pending or not self.nat.is_open:  # it may have been closed in the meantime
+            if not pending:
                 return
         name = self._spec.interface.name
         families = " and ".join(f"IPv{version}" for version in sorted(pending))
         chains = ", ".join(await self.nat.netfilter.who_drops())
+        if self.nat.applied != applied:  # by us, and they may have dropped the probes: nothing new is known
+            if isinstance(self.problem, ObstacleError):
+                raise self.problem
+            return
         raise ObstacleError(
             f"{families} packets from the enclave do not get through this machine",
             why="another program's rules drop or divert them" + (f" (dropping by default: {chains})" if chains else ""),

@@ -101,6 +101,7 @@ class Nat:
 
     Attributes:
         deleted_flows: Number of deleted flows by kind, see `wgvsock.system.flows`.
+        applied: Number of times that rules were put in force, counted from the beginning of each.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Nat:
         self._led = dict.fromkeys(published_in(known))  # every present or former published port, the latest last
         self._served: dict[IpAddress, None] = {}  # every present or former address of the enclave
         self._local: frozenset[IpAddress] = frozenset()  # this machine's addresses at the last successful pass
-        self._applied = 0  # how often rules were put in force
+        self.applied = 0
         self._followed: tuple[int, WantedFlows] | None = None
         self._following = asyncio.Lock()
         self._complaint = ""
@@ -200,7 +201,7 @@ class Nat:
         return replace(rules, withdrawn=withdrawn, before=(*before, *remembered))
 
     async def _apply(self, rules: Ruleset) -> None:
-        self._applied += 1  # flows that began while our rules were not in force met other rules
+        self.applied += 1  # flows that began while our rules were not in force met other rules
         # The tool replaces the rules atomically. Until then, the previous ones are in force.
         try:
             await self.netfilter.apply(rules)
@@ -219,7 +220,7 @@ class Nat:
         """
         async with self._following:
             if self._rules is not None:
-                await self._delete_stale(self._rules, self._applied)
+                await self._delete_stale(self._rules, self.applied)
 
     async def _delete_stale(self, rules: Ruleset, applied: int) -> None:
         try:

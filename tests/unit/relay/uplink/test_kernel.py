@@ -264,6 +264,30 @@ def test_what_other_programs_rules_take_is_a_problem_until_they_let_it_pass(
     asyncio.run(obstruct())
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_way_that_is_closed_while_it_is_probed_is_no_obstacle(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reopened: bool
+) -> None:
+    async def close() -> tuple[str, ...]:
+        await bench.subject.close()
+        if reopened:
+            await bench.subject.open()
+        return ()
+
+    async def look() -> None:
+        await bench.open()
+        Probes(bench, monkeypatch).passes = set()
+        monkeypatch.setattr(bench.subject.nat.netfilter, "who_drops", close)
+        await bench.subject.keep()
+        assert bench.subject.problem is None
+        await bench.subject.open()
+        bench.subject.problem = known = ObstacleError("known already")
+        await bench.subject.keep()
+        assert bench.subject.problem is known
+
+    asyncio.run(look())
+
+
 def test_a_way_that_is_closed_or_whose_probes_nobody_counts_is_not_probed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
