@@ -146,8 +146,8 @@ class Fleet:
         member, change = self.members.get(name), self._changes.of(name)
         if change is not None and (spec is not None or change.kind is Kind.START):
             plan.later[name] = spec
-            if spec is not None and member is not None and change.kind is Kind.REPLACE and member.serves:
-                _check(member.attendant, spec.meanwhile(member.attendant.spec))
+            if spec is not None and member is not None and member.replacement is not None and member.serves:
+                _check(member.attendant, member.replacement.meanwhile(spec, member.attendant))
         elif spec is None and member is not None:
             plan.stop.append(name)  # even in the middle of a replacement
         elif spec is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address
 from typing import Final, NoReturn
 
@@ -155,10 +155,13 @@ class EnclaveSpec:
             interface=replace(self.interface, name=running.interface.name, addresses=running.interface.addresses),
         )
 
-    def meanwhile(self, running: EnclaveSpec) -> EnclaveSpec:
-        """A copy for a running room, as `in_place_of`, whose image and published ports a replacement determines."""
-        nat = replace(self.nat, publish=running.nat.publish)
-        return replace(self.in_place_of(running), launch=running.launch, nat=nat, draining=running.draining)
+    def following(self, known: EnclaveSpec, new: EnclaveSpec) -> EnclaveSpec:
+        """A copy with what differs between two configurations, except for the image and the published ports."""
+        before, after = known.in_place_of(self), new.in_place_of(self)
+        names = [entry.name for entry in fields(self) if entry.name != "launch"]
+        changes = {name: getattr(after, name) for name in names if getattr(before, name) != getattr(after, name)}
+        changed: EnclaveSpec = replace(self, **changes)
+        return replace(changed, nat=replace(changed.nat, publish=self.nat.publish), draining=self.draining)
 
     def differs_in_image(self, other: EnclaveSpec) -> bool:
         """Whether `other` is launched from another image but otherwise in the same way."""

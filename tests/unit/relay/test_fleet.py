@@ -15,6 +15,7 @@ from wgvsock.relay.config import RelayConfig
 from wgvsock.relay.errors import ReloadError, ReplacementError, UplinkError
 from wgvsock.relay.fleet import Fleet
 from wgvsock.relay.orders import Outcome
+from wgvsock.relay.sections import DnsSettings
 from wgvsock.testing import without_waiting
 
 PCRS = "\n".join(f'pcr{index} = "{str(index + 1) * 96}"' for index in (0, 1, 2))
@@ -322,6 +323,25 @@ async def test_a_stricter_policy_does_not_wait_for_the_end_of_a_replacement_as_p
         assert house.history[-1] == "adopt relay/one/2 /b.eif"
         (attendant,) = running.fleet.attendants
         assert [port.port for port in attendant.spec.nat.publish] == [443]
+
+
+@without_waiting
+async def test_what_the_new_image_needs_is_not_imposed_on_the_old_one(house: House) -> None:
+    house.never_ready.add("/b.eif")
+    stricter = config("one", image="/b.eif", extra=STRICTER)
+    async with Running(house, "one") as running:
+        running.change(stricter)
+        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        running.change(stricter)  # the same again, as when a ConfigMap is written in two steps
+        assert [one.spec.egress.default for one in house.made] == ["allow", "deny"]
+        (entry,) = stricter.enclaves
+        for extra in (DnsSettings(forward=True), DnsSettings(search=("a.test",))):
+            running.change(replace(stricter, enclaves=(replace(entry, dns=extra),)))
+            assert [one.spec.dns for one in house.made] == [extra, extra]
+        assert [one.spec.egress.default for one in house.made] == ["allow", "deny"]
+        house.never_ready.clear()
+        await settled(running)
+        assert running.fleet.attendants[0].spec.egress.default == "deny"
 
 
 @without_waiting

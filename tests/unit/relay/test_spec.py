@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from wgvsock import settings
+from wgvsock.egress.settings import EgressSettings
 from wgvsock.errors import ConfigurationError
 from wgvsock.relay.config import RelayConfig
+from wgvsock.relay.sections import LaunchSettings, PublishSettings
 from wgvsock.relay.spec import EnclaveSpec
 from wgvsock.settings import InvalidSettingError
 
@@ -156,6 +158,22 @@ def test_one_that_has_moved_stays_where_it_is(only: EnclaveSpec) -> None:
     assert merged.dns.search == ("new.test",)
     assert running.restart_needed_for(merged) is None
     assert wanted.in_place_of(only) == wanted
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_a_configuration_changes_is_followed_without_image_ports_and_place(only: EnclaveSpec, moved: bool) -> None:
+    known = replace(only, launch=LaunchSettings("/b.eif"), dns=replace(only.dns, search=("new.test",)))
+    running = replace(only.successor(4) if moved else only, draining=True)
+    assert running.following(known, known) == running  # what the image needs is the other enclave's
+    ports = (PublishSettings("tcp", 443),)
+    new = replace(
+        known,
+        launch=LaunchSettings("/c.eif"),
+        nat=replace(known.nat, publish=ports, masquerade=False),
+        egress=EgressSettings("deny"),
+    )
+    nat = replace(only.nat, masquerade=False)
+    assert running.following(known, new) == replace(running, nat=nat, egress=EgressSettings("deny"))
 
 
 def test_an_interface_that_the_operator_named_is_no_successor_s(only: EnclaveSpec) -> None:

@@ -123,6 +123,12 @@ class Attendant:
         return self.room.spec
 
     @property
+    def latest(self) -> EnclaveSpec:
+        """The specification that is due, otherwise the one in force."""
+        spec, _ = self._adoption.latest
+        return spec
+
+    @property
     def last_error(self) -> WgvsockError | None:
         """The error that ended the last attempt, or None if it succeeded."""
         return self._attempts.last_error

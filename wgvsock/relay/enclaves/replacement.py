@@ -141,18 +141,26 @@ class Replacement:
             if self.other is not None:
                 await self.other.end()
 
+    def meanwhile(self, spec: EnclaveSpec, attendant: Attendant) -> EnclaveSpec:
+        """What one of both enclaves gets of a configuration before the replacement has ended.
+
+        It is what differs from the configuration that the replacement began with, except for the image and the ports.
+        The old enclave keeps what distinguishes it from the new one, such as its measurements.
+        """
+        return attendant.latest.following(self._wanted, spec)
+
     def follow(self, spec: EnclaveSpec) -> None:
-        """Adopt a configuration in both enclaves, except for the image and the published ports."""
-        self._wanted = spec.meanwhile(self._wanted)
+        """Adopt a configuration in both enclaves, as far as `meanwhile` says."""
         for member in (self._member, self.other):
             if member is None or not member.serves:
                 continue
             attendant = member.attendant
-            wanted = spec.meanwhile(attendant.spec)
+            wanted = self.meanwhile(spec, attendant)
             try:
                 attendant.adopt(wanted, attendant.room.settings_for(wanted))
             except WgvsockError as error:
                 attendant.room.complain("the enclave keeps its settings", error)
+        self._wanted = self._wanted.following(self._wanted, spec)
 
     async def _beside(self) -> bool:
         """Replace the enclave while both run. Returns False if this machine cannot run both."""
