@@ -283,14 +283,20 @@ def test_a_new_one_that_is_no_good_leaves_the_old_one_serving(site: Site, name: 
     assert site.ladder.relay_status()["ready"]
 
 
-def test_a_reload_with_another_image_replaces_it(site: Site) -> None:
+def test_a_reload_with_another_image_replaces_it_and_the_same_again_disturbs_nobody(site: Site) -> None:
     site.start()
     with load(site) as clients:
         path = site.backend.directory / "relay.toml"
         path.write_text(to_toml(site.config(image=str(site.image("two")))))
         assert site.ladder.relay is not None
         site.ladder.relay.signal(signal.SIGHUP)
+        site.backend.deadline(20).poll(site.is_replacing, "the new one to be launched")
+        site.ladder.relay.signal(signal.SIGHUP)
+        site.backend.deadline(5).poll(lambda: reload_of(site)["order"] == 2, "the second reload")
+        assert reload_of(site)["done"] is False
         site.wait_for("two")
+        site.backend.deadline(5).poll(lambda: reload_of(site)["done"], "the second reload to be in force")
+        assert reload_of(site)["enclaves"]["enclave"]["error"] is None
         nobody_was_let_down(site, clients)
 
 
@@ -316,6 +322,13 @@ def test_two_that_get_another_image_in_one_reload_take_turns_where_there_is_capa
         nobody_was_let_down(site, clients)
     assert "until another change ends" in ladder.relay.output()
     assert "interrupts the service" not in ladder.relay.output()
+
+
+def reload_of(site: Site) -> dict[str, Any]:
+    """The last reload."""
+    status = site.ladder.relay_status()
+    found: dict[str, Any] = status["reload"]
+    return found
 
 
 @pytest.fixture

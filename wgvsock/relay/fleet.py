@@ -178,7 +178,8 @@ class Fleet:
         for name in plan.stop:
             change = self._changes.of(name)
             if change is None or change.kind is not Kind.STOP:
-                change = self._changes.begin(name, Kind.STOP, self._end(name, change))
+                places = () if change is None else change.places  # which a replacement has to clear first
+                change = self._changes.begin(name, Kind.STOP, self._end(name, change), places=places)
             outcomes[name] = change.task
         for spec in plan.start:
             change = self._changes.begin(spec.name, Kind.START, self._start(spec), spec=spec, places=spec.places)

@@ -269,11 +269,13 @@ async def test_an_enclave_that_is_removed_in_the_middle_of_its_replacement_is_go
         await until(lambda: "serve relay/two/2 /b.eif" in house.history, "the successor")
         outcome = running.change(config("one"))["two"]
         assert running.change(config("one"))["two"] is outcome
+        running.change(config("one", "three"))  # while the successor's room is still being closed
         with pytest.raises(ReplacementError, match="cannot replace") as caught:
             running.fleet.replace(running.fleet.members["two"].attendant.spec)
         assert caught.value.why == "it is already being stopped"
         assert await outcome is None
-        assert list(running.fleet.members) == ["one"]
+        assert list(running.fleet.members) == ["one", "three"]
+        assert len(set(places(house))) == len(house.made) == 4
         assert images(one for one in house.made if one.serves) == {"/a.eif"}
         assert {"close relay/two /a.eif", "close relay/two/2 /b.eif"} <= set(house.history)
 
