@@ -1,7 +1,7 @@
 """Waiting: one object holds the deadline, and whatever waits asks it for the remaining time.
 
-A laboratory multiplies every deadline by one factor, which a backend that emulates a processor measures. Nothing in the
-laboratory sleeps for a fixed time in the hope that something has happened by then.
+A laboratory multiplies every deadline by one factor, which a backend that emulates a processor measures. It is at least
+`PATIENCE`. Nothing in the laboratory sleeps for a fixed time in the hope that something has happened by then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ T = TypeVar("T")
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
 """Seconds between two checks: short at first, because most conditions hold within a few milliseconds."""
+
+PATIENCE: Final = 3.0
+"""The least factor of a deadline that only bounds a failure, so that its length costs nothing. On a shared machine,
+others may take the processors for seconds."""
 
 
 class Deadline:
@@ -71,3 +75,8 @@ class Deadline:
                 raise LabTimeoutError(f"waited {self.seconds:.1f} s for {what}", why="it did not happen")
             self._sleep(min(pause, self.remaining) or FIRST_PAUSE)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def patiently(seconds: float) -> Deadline:
+    """Return a deadline for this machine that only bounds a failure."""
+    return Deadline(seconds, scale=PATIENCE)

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, Self
 
 from lab import config as configurations
 from lab.backend import Completed, Place
-from lab.deadline import Deadline
+from lab.deadline import PATIENCE, Deadline
 from lab.dial import dial_now
 from lab.errors import LabError
 from lab.filters import PacketFilter, asked_for
@@ -38,10 +38,6 @@ from wgvsock.runtime.directory import RUNTIME_DIRECTORY
 LAB: Final = Path(__file__).parent
 WGVSOCK: Final = str(Path(sys.executable).with_name("wgvsock"))
 PORTS: Final = (WIREGUARD_PORT, PROVISIONING_PORT)
-
-PATIENCE: Final = 3.0
-"""The least factor of every deadline: on a shared machine, others may take the processors for seconds. A deadline only
-bounds a failure, so its length costs nothing."""
 
 _KEPT_CAPTURES: Final = 8
 """The newest captures, for `keep_artifacts`: two observations of all four interfaces."""

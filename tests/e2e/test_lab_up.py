@@ -18,7 +18,7 @@ import pytest
 from lab import uplinks
 from lab.backends import backend_class
 from lab.cli.play import unavailable as ansible_unavailable
-from lab.deadline import Deadline
+from lab.deadline import patiently
 from lab.guest.packets import PcapReader
 
 BACKEND = os.environ.get("LAB", "netns")
@@ -108,7 +108,7 @@ def test_a_capture_is_written_until_it_is_interrupted(lab: Lab, tmp_path: Path, 
         try:
             assert "capturing" in capture.stderr.readline()
             lab("sh", "enclave", "ping", "-c", "2", "198.51.100.10")
-            Deadline(30).poll(lambda: path.stat().st_size > 24, "packets in the file")
+            patiently(30).poll(lambda: path.stat().st_size > 24, "packets in the file")
         finally:
             capture.send_signal(signal.SIGINT)
         assert capture.wait(30) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import patiently
 from lab.netns import namespaces
 from tests.e2e.wg.machines import DEVICE, WIREGUARD_GO, Implementation, Machine, machines, require, wgvsock
 from wgvsock.devices.tun import open_tun
@@ -55,7 +55,7 @@ def test_each_way_to_end_leaves_nothing(
     process = implementation.start(machine, INTERFACE)
     assert interfaces(machine) == {INTERFACE}
     end(machine, process)
-    assert process.wait(Deadline(10)) == 0
+    assert process.wait(patiently(10)) == 0
     assert interfaces(machine) == set()
     assert not machine.socket(INTERFACE).exists()
 
@@ -67,7 +67,7 @@ def test_the_parent_returns_when_interface_and_socket_are_ready(machine: Machine
     assert machine.wg("show", INTERFACE).startswith(f"interface: {INTERFACE}")
     assert "mtu 1420" in machine.run("ip", "link", "show", INTERFACE)
     machine.run("ip", "link", "del", INTERFACE)
-    Deadline(10).poll(lambda: not in_background(machine), "the device to end")
+    patiently(10).poll(lambda: not in_background(machine), "the device to end")
 
 
 def test_the_background_is_a_session_of_its_own(machine: Machine) -> None:
@@ -87,10 +87,10 @@ def test_the_background_says_nothing_unless_asked(machine: Machine) -> None:
     assert quiet == ""
     # Read until the device has ended: it keeps the terminal that it was started from.
     loud = machine.start("sh", "-c", f"LOG_LEVEL=debug {DEVICE} -n udp loud", name="loud")
-    assert loud.wait(Deadline(10)) == 0
-    Deadline(10).poll(lambda: "the device is up" in loud.output(), "its first word, after the parent has ended")
+    assert loud.wait(patiently(10)) == 0
+    patiently(10).poll(lambda: "the device is up" in loud.output(), "its first word, after the parent has ended")
     machine.run("ip", "link", "del", "loud")
-    Deadline(10).poll(lambda: "the device is down" in loud.output(), "its last word")
+    patiently(10).poll(lambda: "the device is down" in loud.output(), "its last word")
 
 
 def test_an_interface_in_use_is_an_error_that_says_so(machine: Machine) -> None:
@@ -137,7 +137,7 @@ def test_descriptors_are_inherited(machine: Machine) -> None:
             env={**os.environ, "WG_TUN_FD": str(tun.fileno()), "WG_UAPI_FD": str(listener.fileno())},
         )
     with process:
-        Deadline(10).poll(lambda: machine.wg("show", "given", check=False), "wg to be answered")
+        patiently(10).poll(lambda: machine.wg("show", "given", check=False), "wg to be answered")
         assert interfaces(machine) == {"given"}
         process.terminate()
         assert process.wait(10) == 0
@@ -156,14 +156,14 @@ def test_running_out_of_descriptors_does_not_end_it(machine: Machine) -> None:
     """Nor does it spin: the sockets' backlog waits until descriptors are available again."""
     process = machine.start("sh", "-c", f"ulimit -n 24; exec {DEVICE} -f -n udp {INTERFACE}", name="poor")
     path = machine.socket(INTERFACE)
-    Deadline(10).poll(path.exists, "the control socket")
+    patiently(10).poll(path.exists, "the control socket")
     clients = [socket.socket(socket.AF_UNIX) for _ in range(30)]
     for client in clients:
         client.connect(str(path))
-    process.wait_for_line(os.strerror(errno.EMFILE), Deadline(10))
+    process.wait_for_line(os.strerror(errno.EMFILE), patiently(10))
     for client in clients:
         client.close()
-    Deadline(10).poll(lambda: machine.wg("show", INTERFACE, check=False), "wg to be answered")
+    patiently(10).poll(lambda: machine.wg("show", INTERFACE, check=False), "wg to be answered")
     assert process.output().count(os.strerror(errno.EMFILE)) <= 3
 
 
@@ -174,5 +174,5 @@ def test_wg_may_ask_at_any_moment_of_the_start(machine: Machine) -> None:
         machine.run(DEVICE, "-n", "udp", INTERFACE)
         assert machine.wg("show", INTERFACE).startswith(f"interface: {INTERFACE}")
         machine.run("ip", "link", "del", INTERFACE)
-        Deadline(10).poll(lambda: not machine.socket(INTERFACE).exists(), "the device to end")
+        patiently(10).poll(lambda: not machine.socket(INTERFACE).exists(), "the device to end")
     assert asking.poll() is None

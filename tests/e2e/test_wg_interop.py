@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import Deadline, patiently
 from lab.netns import namespaces
 from tests.e2e.wg.keys import Identity, identity, preshared_key
 from tests.e2e.wg.machines import WIREGUARD_GO, Implementation, Machine, machines, require, short_timers, wgvsock
@@ -144,7 +144,7 @@ def test_both_begin_at_once(any_pair: Tunnel) -> None:
     left, right = any_pair.left, any_pair.right
     for side, other in ((left, right), (right, left)):
         side.add_peer(other, "endpoint", f"{other.machine.address}:{PORT}", "persistent-keepalive", "1")
-    Deadline(10).poll(any_pair.works, "a ping to pass")
+    patiently(10).poll(any_pair.works, "a ping to pass")
 
 
 def test_either_end_begins_anew(any_pair: Tunnel) -> None:
@@ -178,7 +178,7 @@ def test_two_rekeys_lose_no_packet(rekeying: Tunnel) -> None:
         handshakes.add(rekeying.left.last_handshake)
         return len(handshakes) >= 4
 
-    Deadline(60).poll(rekeyed, "three more handshakes")
+    patiently(60).poll(rekeyed, "three more handshakes")
     assert rekeying.right.last_handshake in handshakes
     assert pings.lost() == []
 
@@ -195,7 +195,7 @@ def test_the_preshared_key_changes_while_packets_flow(rekeying: Tunnel) -> None:
         assert rekeying.works()
         return rekeying.left.last_handshake > before
 
-    Deadline(4 * REKEY_AFTER).poll(handshaken, "a handshake with the new preshared key")
+    patiently(4 * REKEY_AFTER).poll(handshaken, "a handshake with the new preshared key")
     assert rekeying.right.shown("preshared-keys") == new
 
 
@@ -205,7 +205,7 @@ def test_one_side_s_preshared_key_alone_ends_the_handshakes(rekeying: Tunnel) ->
     rekeying.right.set_peer(rekeying.left.identity, "preshared-key", rekeying.right.key_file(preshared_key("new")))
     initiations = Initiations(rekeying.right)
     # Meanwhile the session continues, and carries pings until REJECT_AFTER_TIME.
-    Deadline(6 * REKEY_AFTER).poll(lambda: rekeying.works() and initiations.count() >= 2, "two vain initiations")
+    patiently(6 * REKEY_AFTER).poll(lambda: rekeying.works() and initiations.count() >= 2, "two vain initiations")
     handshake = rekeying.left.last_handshake
     assert rekeying.works()
     assert rekeying.left.last_handshake == handshake
@@ -228,9 +228,9 @@ class Initiations:
 def test_keepalives_of_ours_reach_theirs_and_back(any_pair: Tunnel) -> None:
     any_pair.introduce()
     any_pair.left.set_peer(any_pair.right.identity, "persistent-keepalive", "1")
-    Deadline(5).poll(lambda: any_pair.right.last_handshake, "the handshake that a keepalive begins")
+    patiently(5).poll(lambda: any_pair.right.last_handshake, "the handshake that a keepalive begins")
     first = any_pair.right.received
-    Deadline(5).poll(lambda: any_pair.right.received >= first + 2 * 32, "two keepalives of 32 bytes")
+    patiently(5).poll(lambda: any_pair.right.received >= first + 2 * 32, "two keepalives of 32 bytes")
     assert (any_pair.right.received - first) % 32 == 0
 
 
@@ -294,10 +294,10 @@ def test_iperf3(any_pair: Tunnel, *, reverse: bool) -> None:
     any_pair.introduce()
     left, right = any_pair.left, any_pair.right
     server = right.machine.start("iperf3", "-s", "-1", "-J", name="iperf3-server")
-    Deadline(5).poll(lambda: ":5201" in right.machine.run("ss", "-Hlnt"), "iperf3 to listen")
+    patiently(5).poll(lambda: ":5201" in right.machine.run("ss", "-Hlnt"), "iperf3 to listen")
     options = ["-R"] if reverse else []
     report = json.loads(left.machine.run("iperf3", "-c", right.machine.inner, "-t", "2", "-J", *options))
-    server.wait(Deadline(10))
+    server.wait(patiently(10))
     assert report["end"]["sum_received"]["bytes"] > 1_000_000
     assert any_pair.works()
 

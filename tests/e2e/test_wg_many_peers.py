@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import patiently
 from lab.netns import namespaces
 from tests.e2e.wg.keys import identity
 from tests.e2e.wg.machines import WIREGUARD_GO, Implementation, Machine, machines, require, wgvsock
@@ -82,10 +82,10 @@ def test_ten_thousand_peers_in_wireguard_go_s_time_and_no_ping_lost(cable: tuple
     raised(left, OURS, wgvsock("udp"))
     left.run("ip", "addr", "add", f"{left.inner}/24", "dev", OURS)
     left.wg("setconf", OURS, left.directory / "one")
-    Deadline(10).poll(lambda: left.reaches(right.inner), "the tunnel")
+    patiently(10).poll(lambda: left.reaches(right.inner), "the tunnel")
     for name, command in COMMANDS.items():
         pings = left.pinging(right.inner, name=f"ping {name}".replace(" ", "-"))
-        Deadline(10).poll(lambda: pings.last, "the first answer")  # noqa: B023
+        patiently(10).poll(lambda: pings.last, "the first answer")  # noqa: B023
         ours = seconds(left, OURS, command)
         print(f"{name}: {ours:.2f} s, wireguard-go {theirs[name]:.2f} s")  # noqa: T201 - figures, with -s
         assert pings.lost() == [], name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import patiently
 from lab.netns import namespaces
 from tests.e2e.wg.keys import identity, preshared_key
 from tests.e2e.wg.machines import DEVICE, Machine, machines, require
@@ -66,7 +66,7 @@ def take_down(machine: Machine, file: Path, environment: Mapping[str, str]) -> N
         interface = file.stem in namespaces.interfaces(machine.namespace)
         return not (interface or machine.socket(file.stem).exists() or namespaces.processes_in(machine.namespace))
 
-    Deadline(10).poll(gone, f"{file.stem} to go")
+    patiently(10).poll(gone, f"{file.stem} to go")
     assert (machine.directory / f"down-{file.stem}").exists()
     rules = machine.run("ip", "rule").splitlines()
     assert [rule.split("lookup ")[1].strip() for rule in rules] == ["local", "main", "default"]
@@ -87,7 +87,7 @@ def test_up_and_down_on_both_ends_of_ours(cable: tuple[Machine, Machine], carrie
         quick(machine, "up", file, environment)
         assert (machine.directory / f"up-{file.stem}").exists()
     left, right = cable
-    Deadline(10).poll(lambda: left.reaches(right.inner), "a ping")
+    patiently(10).poll(lambda: left.reaches(right.inner), "a ping")
     assert left.reaches(right.inner6)
     for machine, file in zip(cable, files, strict=True):
         take_down(machine, file, environment)
@@ -105,7 +105,7 @@ def test_up_and_down_towards_wireguard_go(cable: tuple[Machine, Machine], ours: 
             machine, "up", files[machine.name], {**OURS, "WGVSOCK_NETWORK": "udp"} if machine.name == ours else THEIRS
         )
     here, there = cable if ours == "left" else cable[::-1]
-    Deadline(10).poll(lambda: here.reaches(there.inner), "a ping")
+    patiently(10).poll(lambda: here.reaches(there.inner), "a ping")
     assert there.reaches(here.inner)
     assert here.reaches(there.inner6)
     # Everything goes through the tunnel, but the tunnel itself does not.

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import patiently
 from lab.netns import namespaces
 from lab.process import LocalProcess
 from tests.e2e.wg.keys import Identity, identity
@@ -61,7 +61,7 @@ class Bridged:
     def _start_bridge(self) -> LocalProcess:
         dial = f"{self.left.address}:{LEFT_PORT}"
         bridge = self.machine.start(sys.executable, BRIDGE, str(RIGHT_PORT), "52000", "52001", dial, name="bridge")
-        bridge.wait_for_line("bridge ready", Deadline(10))
+        bridge.wait_for_line("bridge ready", patiently(10))
         return bridge
 
     def kill(self) -> None:
@@ -94,7 +94,7 @@ class PaperProgram:
 
     def restart(self) -> None:
         self.process.kill()
-        Deadline(10).poll(lambda: "wgb" not in namespaces.interfaces(self.machine.namespace), "the interface to go")
+        patiently(10).poll(lambda: "wgb" not in namespaces.interfaces(self.machine.namespace), "the interface to go")
         self._start()
 
     def set_endpoint(self, address: str) -> None:
@@ -147,26 +147,26 @@ def pair(request: pytest.FixtureRequest, cable: tuple[Machine, Machine]) -> Pair
 
 def test_we_dial(pair: Pair) -> None:
     pair.dial()
-    Deadline(10).poll(pair.works, "a ping")
+    patiently(10).poll(pair.works, "a ping")
     assert pair.works_backwards()
     assert pair.left.wg("show", "wga", "endpoints").split()[1] == f"{pair.right.address}:{RIGHT_PORT}"
 
 
 def test_they_dial(pair: Pair) -> None:
     pair.be_dialled()
-    Deadline(20).poll(pair.works_backwards, "a ping")
+    patiently(20).poll(pair.works_backwards, "a ping")
     assert pair.works()
 
 
 def test_both_dial(pair: Pair) -> None:
     pair.dial()
     pair.be_dialled()
-    Deadline(20).poll(lambda: pair.works() and pair.works_backwards(), "pings both ways")
+    patiently(20).poll(lambda: pair.works() and pair.works_backwards(), "pings both ways")
 
 
 def test_rekeys_over_the_stream(pair: Pair) -> None:
     pair.dial()
-    Deadline(10).poll(pair.works, "a ping")
+    patiently(10).poll(pair.works, "a ping")
     seen: set[str] = set()
 
     def three_handshakes() -> bool:
@@ -174,7 +174,7 @@ def test_rekeys_over_the_stream(pair: Pair) -> None:
         assert pair.works()
         return len(seen) >= 3
 
-    Deadline(30).poll(three_handshakes, "three handshakes")
+    patiently(30).poll(three_handshakes, "three handshakes")
 
 
 def test_keepalives_over_the_stream(pair: Pair) -> None:
@@ -184,39 +184,39 @@ def test_keepalives_over_the_stream(pair: Pair) -> None:
     def received() -> int:
         return int(pair.right.wg("show", "wgb", "transfer").split()[1])
 
-    Deadline(10).poll(received, "the handshake")
+    patiently(10).poll(received, "the handshake")
     first = received()
-    Deadline(10).poll(lambda: received() >= first + 3 * 32, "three keepalives")
+    patiently(10).poll(lambda: received() >= first + 3 * 32, "three keepalives")
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["up", "down"])
 def test_iperf3(pair: Pair, *, reverse: bool) -> None:
     require("iperf3")
     pair.dial()
-    Deadline(10).poll(pair.works, "a ping")
+    patiently(10).poll(pair.works, "a ping")
     server = pair.right.start("iperf3", "-s", "-1", name="iperf3-server")
-    Deadline(5).poll(lambda: ":5201" in pair.right.run("ss", "-Hlnt"), "iperf3 to listen")
+    patiently(5).poll(lambda: ":5201" in pair.right.run("ss", "-Hlnt"), "iperf3 to listen")
     options = ["-R"] if reverse else []
     report = json.loads(pair.left.run("iperf3", "-c", pair.right.inner, "-t", "2", "-J", *options))
-    server.wait(Deadline(10))
+    server.wait(patiently(10))
     assert report["end"]["sum_received"]["bytes"] > 1_000_000
 
 
 def test_the_remote_is_restarted(pair: Pair) -> None:
     pair.dial()
-    Deadline(10).poll(pair.works, "a ping")
+    patiently(10).poll(pair.works, "a ping")
     pair.remote.restart()
-    Deadline(20).poll(pair.works, "a ping after the restart")
+    patiently(20).poll(pair.works, "a ping after the restart")
 
 
 def test_our_end_is_restarted(pair: Pair) -> None:
     pair.dial()
-    Deadline(10).poll(pair.works, "a ping")
+    patiently(10).poll(pair.works, "a ping")
     pair.device.kill()
-    Deadline(10).poll(lambda: "wga" not in namespaces.interfaces(pair.left.namespace), "the interface to go")
+    patiently(10).poll(lambda: "wga" not in namespaces.interfaces(pair.left.namespace), "the interface to go")
     start_ours(pair.left, wgvsock("tcp"))
     pair.dial()
-    Deadline(20).poll(pair.works, "a ping after the restart")
+    patiently(20).poll(pair.works, "a ping after the restart")
 
 
 @pytest.mark.parametrize("framing", ["compat", "native"])
@@ -231,7 +231,7 @@ def test_two_of_ours(cable: tuple[Machine, Machine], carrier: str, framing: str)
         prepare(machine, interface, keys=keys, peer=other.inner, port=port + machine.index)
     host = {"unix": "127.0.0.1", "tcp": right.address, "vsock": "0.0.0.16"}[carrier]
     left.wg("set", "wga", "peer", THEIRS.public, "endpoint", f"{host}:{port + right.index}")
-    Deadline(10).poll(lambda: left.reaches(right.inner), "a ping")
+    patiently(10).poll(lambda: left.reaches(right.inner), "a ping")
     assert right.reaches(left.inner)
     for machine, interface in ((left, "wga"), (right, "wgb")):
         assert machine.wg("show", interface).count("latest handshake") == 1  # stock wg survives every endpoint

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import Deadline, patiently
 from lab.netns import namespaces
 from lab.process import LocalProcess
 from tests.e2e.wg.keys import identity
@@ -39,7 +39,7 @@ def start(machine: Machine, *, open_files: int | None = None) -> LocalProcess:
     else:
         command = f"ulimit -n {open_files}; exec {DEVICE} -f -n tcp wga"
         device = machine.start("sh", "-c", command, name="poor", environment={"LOG_LEVEL": "info"})
-        Deadline(10).poll(lambda: machine.wg("show", "wga", check=False), "wg to be answered")
+        patiently(10).poll(lambda: machine.wg("show", "wga", check=False), "wg to be answered")
     file = machine.directory / "key"
     file.write_text(KEYS[machine.name].private)
     machine.wg("set", "wga", "private-key", file, "listen-port", str(PORT))
@@ -95,12 +95,12 @@ def test_dead_streams_are_freed(cable: list[Machine]) -> None:
     device = start(left)
     add_peer(left, right)
     connect(right, left).close()
-    Deadline(5).poll(lambda: device.output().count("closed") >= 1, "the first one to be closed")
+    patiently(5).poll(lambda: device.output().count("closed") >= 1, "the first one to be closed")
     before = descriptors(device)
     for number in range(150):
         with connect(right, left) as stream:
             stream.sendall(b"\x94\x00" * (number % 3))  # nothing, half a header, a whole header of nothing that follows
-    Deadline(10).poll(lambda: descriptors(device) <= before, "the descriptors to be freed")
+    patiently(10).poll(lambda: descriptors(device) <= before, "the descriptors to be freed")
 
 
 def test_one_stalled_peer_blocks_nobody(cable: list[Machine]) -> None:
@@ -112,7 +112,7 @@ def test_one_stalled_peer_blocks_nobody(cable: list[Machine]) -> None:
     for other in (right, third):
         add_peer(other, left)
         add_peer(left, other, endpoint=f"{other.address}:{PORT}")
-        Deadline(10).poll(lambda other=other: left.reaches(other.inner), "a ping")  # type: ignore[misc]
+        patiently(10).poll(lambda other=other: left.reaches(other.inner), "a ping")  # type: ignore[misc]
     os.kill(stalled.pid, signal.SIGSTOP)
     flood = namespaces.inside(left.namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     pings = left.pinging(right.inner)
@@ -126,7 +126,7 @@ def test_one_stalled_peer_blocks_nobody(cable: list[Machine]) -> None:
     assert pings.lost() == []
     assert not left.reaches(third.inner)
     os.kill(stalled.pid, signal.SIGCONT)
-    Deadline(30).poll(lambda: left.reaches(third.inner), "the stalled peer to be back")
+    patiently(30).poll(lambda: left.reaches(third.inner), "the stalled peer to be back")
 
 
 def test_an_endpoint_without_a_colon_is_an_error(cable: list[Machine]) -> None:
@@ -147,7 +147,7 @@ def test_a_lack_of_descriptors_is_waited_out(cable: list[Machine]) -> None:
     device = start(left, open_files=24)
     add_peer(left, right)
     streams = [connect(right, left) for _ in range(30)]  # the kernel's backlog takes those that are not accepted
-    device.wait_for_line(os.strerror(errno.EMFILE), Deadline(10))
+    device.wait_for_line(os.strerror(errno.EMFILE), patiently(10))
     before = processor_time(device)
     time.sleep(1)
     assert processor_time(device) - before < 0.5  # it looks away from the listener
@@ -155,7 +155,7 @@ def test_a_lack_of_descriptors_is_waited_out(cable: list[Machine]) -> None:
         stream.close()
     start(right)
     add_peer(right, left, endpoint=f"{left.address}:{PORT}")
-    Deadline(20).poll(lambda: right.reaches(left.inner), "a ping once there are descriptors again")
+    patiently(20).poll(lambda: right.reaches(left.inner), "a ping once there are descriptors again")
 
 
 @pytest.mark.parametrize("length", [0, 65_531, 65_535])
@@ -180,7 +180,7 @@ def test_a_message_that_no_frame_can_carry_is_dropped(cable: list[Machine]) -> N
     add_peer(left, right, endpoint=f"{right.address}:{PORT}")
     for machine in (left, right):
         machine.run("ip", "link", "set", "wga", "mtu", "65535")
-    Deadline(10).poll(lambda: left.reaches(right.inner), "a ping")
+    patiently(10).poll(lambda: left.reaches(right.inner), "a ping")
     fits = 65_530 // 16 * 16 - 32 - 28  # payload of the largest ping: frame less WireGuard, IP and ICMP headers
     assert "1 received" in left.run("ping", "-n", "-c", "1", "-W", "2", "-s", str(fits), right.inner)
     assert "0 received" in left.run("ping", "-n", "-c", "1", "-W", "1", "-s", str(fits + 1), right.inner, check=False)
@@ -198,4 +198,4 @@ def test_a_damaged_frame_ends_its_stream_and_the_tunnel_goes_on(cable: list[Mach
         assert stream.recv(1) == b""
     start(right)
     add_peer(right, left, endpoint=f"{left.address}:{PORT}")
-    Deadline(10).poll(lambda: right.reaches(left.inner), "a ping")
+    patiently(10).poll(lambda: right.reaches(left.inner), "a ping")

@@ -27,7 +27,7 @@ from typing import Final
 
 import pytest
 
-from lab.deadline import Deadline
+from lab.deadline import Deadline, patiently
 from lab.netns import namespaces, privilege
 from lab.process import LocalProcess
 
@@ -163,7 +163,7 @@ class Pings:
     def lost(self) -> list[int]:
         """End the pings, and return those so far that are not answered two seconds later."""
         last = self.last
-        Deadline(10).poll(lambda: self.last > last + 5, "pings to be answered")
+        patiently(10).poll(lambda: self.last > last + 5, "pings to be answered")
         patience = Deadline(2)
         while (missing := {*range(1, last + 6)} - {*self.answered}) and not patience.expired:
             time.sleep(0.05)
@@ -227,7 +227,7 @@ class Implementation:
             assert process.poll() is None, process.output()
             return socket.exists() and machine.run("wg", "show", interface, check=False) != ""
 
-        Deadline(20).poll(ready, f"{process.name} to answer")
+        patiently(20).poll(ready, f"{process.name} to answer")
         return process
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.deadline import LONGEST_PAUSE, Deadline
+from lab.deadline import LONGEST_PAUSE, PATIENCE, Deadline, patiently
 from lab.errors import LabTimeoutError
 
 
@@ -36,6 +36,10 @@ def test_remaining_falls_to_zero_and_not_below() -> None:
 def test_the_scale_stretches_it() -> None:
     clock = Clock()
     assert deadline(2.0, clock, scale=10).remaining == 20.0
+
+
+def test_a_patient_one_takes_account_of_a_shared_machine() -> None:
+    assert patiently(2.0).seconds == 2.0 * PATIENCE
 
 
 def test_poll_returns_what_was_seen() -> None:

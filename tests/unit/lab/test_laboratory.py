@@ -127,6 +127,14 @@ def test_other_timings_are_told_to_the_laboratory_s_own_program(two: TwoPlaces) 
     assert json.loads(argv[-1]) == {"rekey_after_time": 1.5}
 
 
+@pytest.mark.parametrize(("scale", "seconds"), [(1.0, 6.0), (27.0, 54.0)])
+def test_deadlines_are_patient_natively_and_measured_where_processors_are_emulated(
+    two: TwoPlaces, scale: float, seconds: float
+) -> None:
+    two.scale = scale
+    assert two.deadline(2.0).seconds == seconds
+
+
 def test_a_packet_filter_has_its_folder_in_the_pod_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FILTER", "iptables")
     assert "/elsewhere/filter" in TwoPlaces("x", directory=tmp_path).with_filter(["true"])
