@@ -36,6 +36,9 @@ LOOK: Final = 0.1
 DRAIN_LOOK: Final = 1.0
 """Seconds between two checks of the old enclave's flows. Each check lists the kernel's whole table."""
 
+FREED_WITHIN: Final = 10.0
+"""Seconds in which the capacity of a terminated enclave is free again."""
+
 _NO_ROOM: Final = frozenset({"E22", "E27", "E31", "E32", "E35"})
 """Error codes of nitro-cli for too few CPUs or huge pages. E35 also means that an image cannot be loaded. In that case,
 the old enclave is started again."""
@@ -171,7 +174,7 @@ class Replacement:
         while True:
             _log.info("launching the new enclave beside the old one", extra=self._fields())
             try:
-                new = await self._bring_up(without_ports(self._wanted.successor(self.place)), beside=True)
+                new = await self._bring_up(without_ports(self._wanted.successor(self.place)), free_within=0.0)
                 break
             except ReplacementError as error:
                 if not _lacks_capacity(error.__cause__):
@@ -194,7 +197,7 @@ class Replacement:
         member, old = self._member, self._member.attendant
         await member.end()
         try:
-            new = await self._bring_up(self._wanted, beside=False)
+            new = await self._bring_up(self._wanted, free_within=FREED_WITHIN)
         except ReplacementError:
             _log.warning("starting the old enclave again", extra=self._fields())
             member.attendant = self._make(old.spec)
@@ -204,12 +207,12 @@ class Replacement:
         _inherit(new.attendant, old)
         member.attendant, member.task, self.other = new.attendant, new.task, None
 
-    async def _bring_up(self, spec: EnclaveSpec, *, beside: bool) -> Member:
+    async def _bring_up(self, spec: EnclaveSpec, *, free_within: float) -> Member:
         """Start an enclave that is ready and whose ports answer. On failure, nothing of it is left.
 
         Args:
             spec: The enclave.
-            beside: Whether another one serves. Then a lack of capacity is a failure at once, because that one has it.
+            free_within: Seconds after which a lack of capacity is a failure.
 
         Raises:
             ReplacementError: It was not ready in time. The cause of the error says why.
@@ -222,7 +225,7 @@ class Replacement:
         self.other = new
         new.begin()
         assert new.task is not None  # noqa: S101 - just begun
-        why = await self._wait_ready(new.attendant, new.task, beside=beside)
+        why = await self._wait_ready(new.attendant, new.task, free_within)
         if not why:
             return new
         end = new.task.exception() if new.task.done() else None
@@ -231,15 +234,19 @@ class Replacement:
         self.other = None
         raise self._failed(why, error) from error
 
-    async def _wait_ready(self, new: Attendant, task: asyncio.Task[None], *, beside: bool) -> str:
+    async def _wait_ready(self, new: Attendant, task: asyncio.Task[None], free_within: float) -> str:
         """Wait until an enclave is ready and its ports answer. Returns why it will not be, or an empty string."""
+        now = asyncio.get_running_loop().time
+        had_capacity = now()
         try:
             async with asyncio.timeout(self._launch.ready_timeout):
                 while not (new.readiness().ready and await self._answers(new)):
                     await asyncio.wait({task}, timeout=LOOK)
                     if task.done():
                         return "it was refused"
-                    if beside and _lacks_capacity(new.last_error):
+                    if not _lacks_capacity(new.last_error):
+                        had_capacity = now()
+                    elif now() - had_capacity >= free_within:
                         return "it was not launched"
         except TimeoutError:
             return "its ports do not answer" if new.readiness().ready else "it was not ready in time"

@@ -12,7 +12,7 @@ from tests.unit.relay.fakes import NO_ROOM, House, with_image
 from wgvsock.addresses import Cid, Port, VsockAddress
 from wgvsock.attestation.errors import PcrSetError
 from wgvsock.egress.settings import EgressSettings, RuleSettings
-from wgvsock.relay.enclaves.replacement import Member, Replacement
+from wgvsock.relay.enclaves.replacement import FREED_WITHIN, Member, Replacement
 from wgvsock.relay.errors import ReplacementError, UplinkError
 from wgvsock.relay.sections import LaunchSettings, PublishSettings
 from wgvsock.relay.spec import EnclaveSpec
@@ -136,8 +136,10 @@ async def test_an_old_one_that_went_first_comes_back_if_the_new_one_is_no_good(
     house: House, launched: EnclaveSpec
 ) -> None:
     house.cannot_launch["/b.eif"] = NO_ROOM  # beside the old one, and alone as well
+    began = asyncio.get_running_loop().time()
     with pytest.raises(ReplacementError, match="was not replaced"):
-        await replaced(house, launched, with_image(launched, "/b.eif"))
+        await replaced(house, launched, with_image(launched, "/b.eif", ready_timeout=300.0))
+    assert asyncio.get_running_loop().time() - began < 2 * FREED_WITHIN  # nobody serves in that time
     assert house.history[: house.history.index("--")][-2:] == ["close relay /b.eif", "open relay /a.eif"]
 
 
