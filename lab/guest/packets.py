@@ -8,6 +8,7 @@ standard output (https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap-04.html,
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -146,8 +147,11 @@ class PcapReader:
         Raises:
             ValueError: It is not a pcap file as written by `write_pcap_header`.
         """
-        while data := self._stream.read(1 << 20):
-            self._buffer += data
+        # Up to the present end: a writer that never rests would otherwise keep this call from ending.
+        here = self._stream.tell()
+        there = self._stream.seek(0, os.SEEK_END)
+        self._stream.seek(here)
+        self._buffer += self._stream.read(there - here)
         offset = 0
         if self.linktype is None:
             if len(self._buffer) < _PCAP_HEADER.size:

@@ -64,6 +64,27 @@ def test_a_growing_file_is_read_record_by_record(records: list[bytes], step: int
     assert reader.linktype == LINKTYPE_RAW
 
 
+class NeverAtRest(io.BytesIO):
+    """A file that gets another record whenever somebody has read of it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        here = self.tell()
+        self.seek(0, io.SEEK_END)
+        write_pcap_record(self, 1.5, IPV4)
+        self.seek(here)
+        assert len(self.getbuffer()) < 1000, "reading does not end"
+        return data
+
+
+def test_a_file_that_never_rests_is_read_to_its_present_end() -> None:
+    growing = NeverAtRest()
+    write_pcap_header(growing, LINKTYPE_RAW)
+    growing.seek(0)
+    reader = PcapReader(growing)
+    assert [len(reader.records()) for _ in range(3)] == [0, 1, 1]
+
+
 def test_another_file_is_refused() -> None:
     with pytest.raises(ValueError, match="pcap"):
         PcapReader(io.BytesIO(bytes(24))).records()
