@@ -128,7 +128,7 @@ test: deps ## all fast tests: unit, packaging, the behaviour suite in network na
 test-packaging: $(STAMP)
 	@$(BIN)/pytest tests/packaging $(ARGS)
 test-netns: deps
-	@LAB=netns $(BIN)/pytest $(PARALLEL) tests/e2e --ignore=tests/e2e/test_launch.py $(ARGS)
+	@LAB=netns $(BIN)/pytest $(PARALLEL) --timeout=600 tests/e2e --ignore=tests/e2e/test_launch.py $(ARGS)
 test-pair: deps
 	@LAB=pair $(BIN)/pytest $(FLOWS) $(ARGS)
 test-launch: deps
