@@ -152,7 +152,7 @@ class Fleet:
             plan.stop.append(name)  # even in the middle of a replacement
         elif spec is None:
             return
-        elif member is None or (member.task is not None and member.task.done()):
+        elif member is None or member.has_ended:
             plan.start.append(spec)
         else:
             wanted = spec.in_place_of(member.attendant.spec)
@@ -191,7 +191,7 @@ class Fleet:
 
     def reattest(self) -> dict[str, Outcome]:
         """Attest every served enclave again now, and return the result for each."""
-        served = {name: one for name, one in self.members.items() if one.task is None or not one.task.done()}
+        served = {name: member for name, member in self.members.items() if not member.has_ended}
         return {name: member.attendant.reattest() for name, member in served.items()}
 
     def replace(self, spec: EnclaveSpec) -> None:

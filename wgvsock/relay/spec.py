@@ -161,7 +161,7 @@ class EnclaveSpec:
         names = [entry.name for entry in fields(self) if entry.name != "launch"]
         changes = {name: getattr(after, name) for name in names if getattr(before, name) != getattr(after, name)}
         changed: EnclaveSpec = replace(self, **changes)
-        return replace(changed, nat=replace(changed.nat, publish=self.nat.publish), draining=self.draining)
+        return replace(changed, nat=replace(changed.nat, publish=self.nat.publish))
 
     def differs_in_image(self, other: EnclaveSpec) -> bool:
         """Whether `other` is launched from another image but otherwise in the same way."""

@@ -66,6 +66,11 @@ class Running:
         return self.fleet.carry_out(self.fleet.plan(new))
 
 
+async def begin_replacement(running: Running, wanted: RelayConfig) -> None:
+    running.change(wanted)
+    await until(lambda: "serve relay/one/2 /b.eif" in running.house.history, "the successor")
+
+
 @without_waiting
 async def test_all_are_opened_before_one_is_served_and_closed_at_the_end(house: House) -> None:
     async with Running(house, "one", "two"):
@@ -177,8 +182,7 @@ async def test_another_image_replaces_the_enclave(house: House) -> None:
 async def test_a_stop_in_the_middle_of_a_replacement_ends_both(house: House) -> None:
     house.never_ready.add("/b.eif")
     async with Running(house, "one") as running:
-        running.change(config("one", image="/b.eif"))
-        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the new one")
+        await begin_replacement(running, config("one", image="/b.eif"))
         (snapshot,) = running.fleet.snapshots()
         assert snapshot.replacement is not None
         assert snapshot.replacement.address == "/b.eif"
@@ -234,8 +238,7 @@ async def test_enclaves_that_get_another_image_in_one_reload_share_no_place(hous
 @without_waiting
 async def test_a_new_enclave_gets_no_place_of_a_successor(house: House) -> None:
     async with Running(house, "one") as running:
-        running.change(config("one", image="/b.eif"))
-        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        await begin_replacement(running, config("one", image="/b.eif"))
         running.change(config("one", "two", image="/b.eif"))
         await settled(running)
         running.change(config("one", "two", "three", image="/b.eif"))
@@ -315,8 +318,7 @@ port = 443"""
 async def test_a_stricter_policy_does_not_wait_for_the_end_of_a_replacement_as_ports_do(house: House) -> None:
     house.never_ready.add("/b.eif")
     async with Running(house, "one") as running:
-        running.change(config("one", image="/b.eif"))
-        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        await begin_replacement(running, config("one", image="/b.eif"))
         outcome = running.change(config("one", image="/b.eif", extra=STRICTER))["one"]
         assert {"adopt relay/one /a.eif", "adopt relay/one/2 /b.eif"} <= set(house.history)
         assert [(one.spec.egress.default, one.spec.nat.publish) for one in house.made] == [("deny", ())] * 2
@@ -332,8 +334,7 @@ async def test_what_the_new_image_needs_is_not_imposed_on_the_old_one(house: Hou
     house.never_ready.add("/b.eif")
     stricter = config("one", image="/b.eif", extra=STRICTER)
     async with Running(house, "one") as running:
-        running.change(stricter)
-        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        await begin_replacement(running, stricter)
         running.change(stricter)  # the same again, as when a ConfigMap is written in two steps
         assert [one.spec.egress.default for one in house.made] == ["allow", "deny"]
         (entry,) = stricter.enclaves
@@ -361,8 +362,7 @@ async def test_an_enclave_that_is_not_yet_launched_gets_the_stricter_policy_as_w
 async def test_a_reload_that_the_enclave_would_refuse_changes_nothing_during_a_replacement(house: House) -> None:
     house.never_ready.add("/b.eif")
     async with Running(house, "one") as running:
-        running.change(config("one", image="/b.eif"))
-        await until(lambda: "serve relay/one/2 /b.eif" in house.history, "the successor")
+        await begin_replacement(running, config("one", image="/b.eif"))
         with pytest.raises(ReloadError):
             running.change(config("one", image="/b.eif", extra="interface = 'wg9'"))
         assert house.history[-1] == "serve relay/one/2 /b.eif"

@@ -87,6 +87,11 @@ class Member:
         """Whether the enclave is served, or its room is being closed."""
         return self.task is not None and not self.task.done()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the enclave was served, and its room is closed."""
+        return self.task is not None and self.task.done()
+
     def begin(self) -> None:
         """Start the task that serves the enclave."""
         self.task = asyncio.ensure_future(serve_and_close(self.attendant))

@@ -332,12 +332,12 @@ class KernelUplink:
             seen = self._probes_seen
             # A count of 0 proves nothing: the counter was reset.
             pending = frozenset(v for v in sent & seen.keys() if seen[v] in {0, before.get(v)})
-            if not pending:
+            if not pending or not self.nat.is_open:  # it may have been closed in the meantime
                 return
         name = self._spec.interface.name
         families = " and ".join(f"IPv{version}" for version in sorted(pending))
         chains = ", ".join(await self.nat.netfilter.who_drops())
-        if self.nat.applied != applied:  # by us, and they may have dropped the probes: nothing new is known
+        if self.nat.applied != applied:  # the rules, which may have dropped the probes: nothing new is known
             if isinstance(self.problem, ObstacleError):
                 raise self.problem
             return
